@@ -1,0 +1,27 @@
+# make demo: one question answered, from an empty machine.  make test: linters, types, the whole suite.
+# Both set up .venv once, with the versions of constraints.txt. PIP_ARGS goes to pip, for example an index that has
+# builds of torch without CUDA, which are a tenth of the size.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP_ARGS ?=
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint
+
+demo: $(READY)
+	$(BIN)/grokscale sweep experiments/quickstart.toml
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+$(READY): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "grokscale needs Python 3.11 or later; name one with make PYTHON=/path/to/python"; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,61 @@
+"""What can be named in an experiment file, as text: `grokscale methods`, `grokscale tasks`."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+from grokscale.entries import Registry
+from grokscale.report.text import WIDTH, plain
+
+
+def methods(registry: Registry) -> str:
+    """Every method with its equation, its source and its knobs."""
+    blocks = []
+    for entry in registry.methods.values():
+        rows = [
+            f"{key} = {plain(value)}{_range(entry.space.get(key))}" for key, value in entry.defaults.items()
+        ]
+        blocks.append(_block(entry.name, entry.equation, entry.source, rows or ["no knobs"]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def tasks(registry: Registry) -> str:
+    """Every task with its options and presets, then every model with its options."""
+    blocks = []
+    for entry in registry.tasks.values():
+        rows = [
+            f"options: {_settings(entry.defaults)}",
+            f"model: {_settings(entry.model)}",
+            f"optimiser: {_settings(entry.optimiser)}",
+            f"grokked at {entry.threshold:g}, horizon {entry.horizon:,} steps",
+        ]
+        blocks.append(_block(entry.name, entry.summary, entry.source, rows))
+    for entry in registry.models.values():
+        blocks.append(
+            _block(f"model {entry.name}", entry.summary, "", [f"options: {_settings(entry.defaults)}"])
+        )
+    return "\n\n".join(blocks) + "\n"
+
+
+def _block(name: str, what: str, source: str, rows: list[str]) -> str:
+    lines = [name, *_wrap(what), *_wrap(source), *(line for row in rows for line in _wrap(row, "    "))]
+    return "\n".join(lines)
+
+
+def _wrap(text: str, indent: str = "  ") -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ")
+
+
+def _settings(table: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {plain(value)}" for key, value in table.items()) or "none"
+
+
+def _range(distribution: Any) -> str:
+    """ " in 0.1 to 10, log": the range that is searched."""
+    if distribution is None:
+        return ""
+    if hasattr(distribution, "choices"):
+        return f" of {', '.join(plain(choice) for choice in distribution.choices)}"
+    return f"  searched {plain(distribution.low)} to {plain(distribution.high)}{', log' if distribution.log else ''}"

@@ -1,0 +1,99 @@
+"""What METHODS, TASKS and MODELS hold: everything about a method, a task or a model but its code.
+
+Free of torch: checking an experiment file needs the entries, not the tensors. A factory raises ValueError
+with a text that states the invariant, then the value, for a setting that makes no sense; `spec` shows it
+beside the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to change gradients.
+
+    name: what experiment files and results call it.
+    equation: one line of mathematics.
+    source: paper or code it restates.
+    factory: knobs -> Transform.
+    defaults: every knob with its published setting; the type of a default is the type of the knob.
+    space: the knobs worth searching, over the range worth searching.
+    version: raised when the same knobs would no longer give the same numbers; part of a trial's identity.
+    neutral: knobs with which the method changes nothing, None where it has no off.
+    flops: (parameter shapes, knobs) -> the transform's own floating-point operations per step.
+    """
+
+    name: str
+    equation: str
+    source: str
+    factory: Callable[..., Any]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    space: Mapping[str, BaseDistribution] = field(default_factory=dict)
+    version: int = 1
+    neutral: Mapping[str, Any] | None = None
+    flops: Callable[..., float] | None = None
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """One family of data with its loss and accuracy.
+
+    name, summary, source: as for a method.
+    factory: options -> Task.
+    defaults: every option with its usual value.
+    version: raised when the same options would no longer give the same data, loss or accuracy.
+    threshold: accuracy at which the task counts as grokked.
+    horizon: steps after which a replica that has not grokked is given up.
+    model: preset of the [model] table, "name" among the keys.
+    optimiser: preset of the [optimiser] table, "name" among the keys.
+    data: options -> hash of the files read, for a task that reads files.
+    """
+
+    name: str
+    summary: str
+    source: str
+    factory: Callable[..., Any]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    version: int = 1
+    threshold: float = 0.95
+    horizon: int = 100_000
+    model: Mapping[str, Any] = field(default_factory=dict)
+    optimiser: Mapping[str, Any] = field(default_factory=dict)
+    data: Callable[..., str] | None = None
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One architecture.
+
+    name, summary: as for a method.
+    build: (task, **options) -> an ordinary nn.Module for one replica, with roles.
+    defaults: every option with its usual value.
+    version: raised when the same options would no longer give the same network or the same first weights.
+    """
+
+    name: str
+    summary: str
+    build: Callable[..., Any]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Everything that can be named in an experiment file.
+
+    plugins: module -> sha256 of its source, for every plugin that was loaded.
+    """
+
+    methods: Mapping[str, Method]
+    tasks: Mapping[str, TaskEntry]
+    models: Mapping[str, ModelEntry]
+    plugins: Mapping[str, str] = field(default_factory=dict)

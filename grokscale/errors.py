@@ -1,0 +1,56 @@
+"""The errors a user may meet: what is wrong, where, what is allowed (nearest first), what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class GrokscaleError(Exception):
+    """Something failed that the user can act on: commands print the message and exit with `exit_code`."""
+
+    exit_code: int = 1
+
+
+class InputError(GrokscaleError):
+    """What was asked for makes no sense as written; nothing has been run or stored.
+
+    problems: every problem found, a line each: "where: key: what is wrong; what is allowed".
+    """
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[list[str]]]:  # travels between processes intact
+        return type(self), (self.problems,)
+
+
+def nearest(name: str, allowed: Iterable[str]) -> list[str]:
+    """All of `allowed`, the one most like `name` first; ties in the order given.
+
+    name: what was written.  allowed: what could have been written, in its natural order.
+    """
+    wanted = name.lower()
+    options = list(dict.fromkeys(allowed))
+    return sorted(options, key=lambda option: -_likeness(wanted, option.lower()))
+
+
+def suggest(name: str, allowed: Iterable[str]) -> str:
+    """The tail of an error message: "did you mean 'x'? allowed: x, y, z", nearest first.
+
+    The question is left out where nothing is near enough to be what was meant.
+    """
+    options = nearest(name, allowed)
+    if not options:
+        return "nothing is allowed here"
+    question = f"did you mean '{options[0]}'? " if _likeness(name.lower(), options[0].lower()) >= 0.6 else ""
+    return f"{question}allowed: {', '.join(options)}"
+
+
+def _likeness(a: str, b: str) -> float:
+    if a and (b.startswith(a) or a.startswith(b)):
+        return 0.9
+    return difflib.SequenceMatcher(None, a, b).ratio()

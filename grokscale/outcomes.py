@@ -1,0 +1,135 @@
+"""What became of a replica: crossings, outcomes, clamped times (evaluation.md section 1). numpy only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FIT = 0.99  # train accuracy that counts as fitted
+SUSTAIN = 1.1  # a crossing at t must hold until SUSTAIN * t ...
+LOOKS = 3  # ... and for at least this many evaluations
+STABLE = 2.0  # a confirmed replica is watched until STABLE * grok_step
+
+
+class Crossing(NamedTuple):
+    """first: first evaluation at or above the threshold.  sustained: first that also held.  pending: the latest
+    crossing, where it has held so far but not for long enough to be decided."""
+
+    first: int | None
+    sustained: int | None
+    pending: int | None
+
+
+class Outcome(NamedTuple):
+    """One replica judged; the field names are the store's columns (steps; None = did not happen or not watched)."""
+
+    outcome: str  # grokked, memorised, unfitted, diverged
+    fit_step: int | None
+    grok_step: int | None
+    val_grok_step: int | None
+    first_step: int | None
+    val_first_step: int | None
+    delay: int | None
+    comprehended: bool | None
+    stable_step: int | None
+    dips: int | None
+    dip_min: float | None
+    diverged_step: int | None
+    observed_to: int
+
+
+def crossing(steps: np.ndarray, accuracy: np.ndarray, threshold: float) -> Crossing:
+    """Where accuracy crosses the threshold for the first time, and for good.
+
+    A crossing at step t is sustained when accuracy is at or above the threshold at every evaluation from t to 1.1 t
+    and at three at least.  steps: (E,) increasing.  accuracy: (E,).
+    """
+    first = pending = None
+    start: int | None = None  # index where the current stretch above the threshold began
+    for i, (step, above) in enumerate(zip(steps, accuracy >= threshold, strict=True)):
+        if not above:
+            start = None
+            continue
+        if start is None:
+            start = i
+        if first is None:
+            first = int(step)
+        if i - start + 1 >= LOOKS and step >= SUSTAIN * steps[start]:
+            return Crossing(first, int(steps[start]), None)
+    if start is not None:
+        pending = int(steps[start])
+    return Crossing(first, None, pending)
+
+
+def judge(curve: Mapping[str, np.ndarray], *, threshold: float, observed_to: int,
+          diverged_step: int | None = None) -> Outcome:
+    """The outcome of a replica from its curve.
+
+    curve: step, train_acc, val_acc, test_acc, each (E,).  With validation = 0 the caller hands test as val.
+    observed_to: the step up to which it was watched.  diverged_step: first step with a non-finite loss.
+
+    A replica that grokked before it diverged is `grokked`: the crossing had been sustained.
+    """
+    steps = curve["step"]
+    fit = crossing(steps, curve["train_acc"], FIT).sustained
+    test = crossing(steps, curve["test_acc"], threshold)
+    val = crossing(steps, curve["val_acc"], threshold)
+    grok = test.sustained
+    if grok is not None:
+        outcome = "grokked"
+    elif diverged_step is not None:
+        outcome = "diverged"
+    else:
+        outcome = "memorised" if fit is not None else "unfitted"
+    delay = comprehended = stable = dips = dip_min = None
+    if grok is not None and fit is not None:
+        delay, comprehended = max(0, grok - fit), grok <= SUSTAIN * fit
+    if grok is not None and observed_to >= STABLE * grok:
+        window = (steps >= grok) & (steps <= STABLE * grok)
+        below = curve["test_acc"][window] < threshold
+        starts = below & ~np.concatenate([[False], below[:-1]])
+        dips, dip_min = int(starts.sum()), float(curve["test_acc"][window].min())
+        last_below = int(np.flatnonzero(below)[-1]) if below.any() else -1
+        after = steps[window][last_below + 1 :]
+        stable = int(after[0]) if len(after) else None
+    return Outcome(outcome, fit, grok, val.sustained, test.first, val.first, delay, comprehended, stable, dips,
+                   dip_min, diverged_step, observed_to)
+
+
+def clamp(step: float | None, tau: float) -> float:
+    """min(T, tau), where None or NaN stands for never."""
+    return float(tau) if step is None or math.isnan(step) else float(min(step, tau))
+
+
+def finished(curve: Mapping[str, np.ndarray], *, threshold: float, step: int, horizon: int, until: str) -> bool:
+    """May a replica that has not diverged stop at this evaluation?
+
+    until = "decided": both crossings are sustained, or the horizon is reached and none is pending (a crossing just
+    before the horizon is watched until it is decided, at most 1.1 x).  until = "stable": a grokked replica goes on
+    to 2 x grok_step, beyond the horizon if need be.
+    """
+    steps = curve["step"]
+    test = crossing(steps, curve["test_acc"], threshold)
+    val = crossing(steps, curve["val_acc"], threshold)
+    if test.sustained is not None:
+        if until == "stable" and test.sustained <= horizon:
+            return step >= STABLE * test.sustained
+        if until == "decided" and val.sustained is not None:
+            return True
+    waiting = any(c.sustained is None and c.pending is not None and c.pending <= horizon for c in (test, val))
+    return step >= horizon and not waiting
+
+
+def answers(row: Mapping[str, Any], horizon: int, until: str) -> bool:
+    """Does a stored replica answer a request for (horizon, until) without training a step more?"""
+    if row["diverged_step"] is not None:
+        return True
+    grok, val = row["grok_step"], row["val_grok_step"]
+    if grok is not None and grok <= horizon:
+        if until == "stable":
+            return row["observed_to"] >= STABLE * grok
+        return (val is not None and val <= horizon) or row["observed_to"] >= horizon
+    return row["observed_to"] >= horizon

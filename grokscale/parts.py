@@ -1,0 +1,87 @@
+"""A finished pack as a part of the store: the engine's rows with where and how they came about."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import subprocess
+import uuid
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from grokscale.spec import TrialSpec
+from grokscale.spec.trial import canonical_json
+from grokscale.store import Store
+from grokscale.train import Evaluation
+
+
+def write_part(store: Store, spec: TrialSpec, evaluation: Evaluation, *, device: str = "cpu", wall_s: float,
+               attempt: str | None = None) -> list[dict[str, Any]]:
+    """Append the curves and then the replicas of a pack that is done; the replicas' rows as written.
+
+    The replicas' file is the commit: without it the curves count for nothing, whatever cut the worker off.
+    wall_s: seconds that this pack took here.  attempt: unique name of this try, a fresh one by default.
+    """
+    attempt = attempt or uuid.uuid4().hex
+    curves: dict[str, Any] = dict(evaluation.curves())
+    count = len(curves["seed"])
+    store.append("curves", {"trial_id": np.full(count, spec.trial_id), "attempt": np.full(count, attempt), **curves})
+    about = provenance(spec, device)
+    rows = [{**about, **row, "attempt": attempt, "wall_s": wall_s, "at": datetime.now(UTC)} for row in evaluation.replicas()]
+    store.append("replicas", rows)
+    return rows
+
+
+def provenance(spec: TrialSpec, device: str) -> dict[str, Any]:
+    """The columns of `replicas` that say what ran, on what, with which versions.
+
+    numerics: rows of one class may be compared bit for bit, rows of different classes by distribution only. Packs of
+    different sizes agree on a CPU (a test holds that), so the lanes are no part of the class there.
+    """
+    name = device_name(device)
+    return {
+        "task": spec.task["name"],
+        "model": spec.model["name"],
+        "method": "+".join(part["name"] for part in spec.method),
+        "params_json": canonical_json(spec.params()),
+        "spec_json": spec.canonical(),
+        "device": name,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "numerics": f"{name}/{spec.precision}/eager/torch-{torch.__version__}/{torch.get_num_threads()}t",
+        "git_sha": git_sha(),
+        "version": package_version(),
+        "host": platform.node(),
+    }
+
+
+def device_name(device: str) -> str:
+    """The model of a device: the GPU's name, or cpu with the vector instructions that torch uses."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu-{torch.backends.cpu.get_cpu_capability()}".lower()
+
+
+@functools.cache
+def package_version() -> str:
+    """Version of the installed package; "0+unknown" where it runs from a bare folder."""
+    try:
+        return version("grokscale")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+@functools.cache
+def git_sha() -> str | None:
+    """Commit of the checkout that this package runs from, None outside one."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

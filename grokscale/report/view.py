@@ -1,0 +1,167 @@
+"""A sweep as the store knows it, gathered for reading: the plan, the arms with their replicas, the speed-ups."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from grokscale.store import Store
+
+Row = Mapping[str, Any]
+OUTCOMES = ("grokked", "memorised", "unfitted", "diverged")
+NEVER = math.inf
+
+
+@dataclass(frozen=True)
+class ArmView:
+    """One arm's chosen setting and what its confirmation seeds did.
+
+    params: the knobs of the chosen trial.  number: its number in the search.  spec: the trial in full, {} while no
+    replica is stored.  rows: its `replicas`, in the order of the plan's seeds.  wanted: seeds that the plan asks for.
+    timing: its row of `timings`, None while there is none.
+    """
+
+    name: str
+    trial_id: str
+    params: Mapping[str, Any]
+    number: int | None
+    spec: Mapping[str, Any]
+    rows: Sequence[Row]
+    wanted: int
+    timing: Row | None
+
+    def times(self, column: str, tau: float) -> np.ndarray:
+        """(n,) steps of an event per seed; inf where it did not happen by tau."""
+        return np.array([_by(row[column], tau) for row in self.rows], dtype=np.float64)
+
+    def delays(self, tau: float) -> np.ndarray:
+        """(n,) steps from fitting to grokking per seed; inf where it did not grok by tau."""
+        grok, fit = self.times("grok_step", tau), self.times("fit_step", tau)
+        return np.array(
+            [max(0.0, g - f) if g < NEVER and f < NEVER else NEVER for g, f in zip(grok, fit, strict=True)]
+        )
+
+    def outcomes(self, tau: float) -> dict[str, int]:
+        """How many seeds ended in each of OUTCOMES by tau."""
+        counts = dict.fromkeys(OUTCOMES, 0)
+        for row in self.rows:
+            counts[outcome_by(row, tau)] += 1
+        return counts
+
+
+@dataclass(frozen=True)
+class SweepView:
+    """Everything that the reports of a sweep say.
+
+    plan: the newest row of `plans` with "seeds" and "tau", None before the confirmation was planned.
+    speedups: the rows of `speedups` that answer that plan.  trials: the sweep's rows of `trials`.
+    """
+
+    sweep_id: str
+    name: str
+    question: str
+    baseline: str
+    horizon: int
+    experiment: Mapping[str, Any]
+    plan: Row | None
+    arms: Sequence[ArmView]
+    speedups: Sequence[Row]
+    trials: Sequence[Row] = field(repr=False)
+
+    @property
+    def tau(self) -> float:
+        """The horizon under which the confirmation is judged, or that of the search before there is one."""
+        return float(self.plan["tau"]) if self.plan is not None else float(self.horizon)
+
+    def arm(self, name: str) -> ArmView:
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def order(self) -> list[str]:
+        """The arms' names as the experiment lists them, the baseline first."""
+        listed = [arm["name"] for arm in self.experiment.get("arm", [])]
+        seen = dict.fromkeys([self.baseline, *listed, *sorted({row["arm"] for row in self.trials})])
+        return [name for name in seen if name in {row["arm"] for row in self.trials} or name in listed]
+
+
+def collect(store: Store, sweep: str | None = None) -> SweepView:
+    """Read a sweep by id or name (the latest of that name, or of all). Raises InputError for one that the store does not know."""
+    sweep_id = store.find_sweep(sweep)
+    head = store.table("sweeps", sweep_id=sweep_id).to_pylist()[0]
+    trials = _sorted(store.trials(sweep_id=sweep_id).to_pylist(), "arm", "phase", "number")
+    plans = _sorted(store.table("plans", sweep_id=sweep_id).to_pylist(), "block")
+    plan = plans[-1] if plans else None
+    speedups = (
+        []
+        if plan is None
+        else store.speedups(sweep_id=sweep_id, block=plan["block"], phase="confirm").to_pylist()
+    )
+    view = SweepView(
+        sweep_id, head["name"], head["question"], head["baseline"], head["horizon"],
+        json.loads(head["experiment_json"]), plan, (), _sorted(speedups, "arm", "clock"), trials,
+    )  # fmt: skip
+    if plan is None:
+        return view
+    winners: dict[str, Any] = json.loads(plan["winners_json"])
+    ids = [winner["trial_id"] for winner in winners.values()]
+    replicas = {(r["trial_id"], r["seed"]): r for r in store.replicas(trial_id=ids).to_pylist()}
+    timings = _sorted(store.table("timings", trial_id=ids).to_pylist(), "trial_id", "device", "threads")
+    arms = []
+    for name in [*(n for n in view.order() if n in winners), *sorted(set(winners) - set(view.order()))]:
+        winner = winners[name]
+        rows = [replicas[key] for seed in plan["seeds"] if (key := (winner["trial_id"], seed)) in replicas]
+        timing = next((t for t in timings if t["trial_id"] == winner["trial_id"]), None)
+        arms.append(ArmView(
+            name, winner["trial_id"], winner["params"], winner.get("number"),
+            json.loads(rows[0]["spec_json"]) if rows else {}, rows, len(plan["seeds"]), timing,
+        ))  # fmt: skip
+    return SweepView(**{**view.__dict__, "arms": tuple(arms)})
+
+
+def outcome_by(row: Row, tau: float) -> str:
+    """The outcome of a replica as it stood at tau: what happened later does not count."""
+    if _by(row["grok_step"], tau) < NEVER:
+        return "grokked"
+    if _by(row["diverged_step"], tau) < NEVER:
+        return "diverged"
+    return "memorised" if _by(row["fit_step"], tau) < NEVER else "unfitted"
+
+
+def best_trials(view: SweepView) -> list[Row]:
+    """Per arm the ended trial of the search with the lowest objective, in the order of the arms."""
+    best = []
+    for name in view.order():
+        ended = [
+            t for t in view.trials if t["arm"] == name and t["phase"] == "search" and t["value"] is not None
+        ]
+        best += sorted(ended, key=lambda t: (t["value"], t["number"]))[:1]
+    return best
+
+
+def curves_of(
+    store: Store, trial_id: str, seeds: Sequence[int] | None = None
+) -> dict[int, dict[str, np.ndarray]]:
+    """Seed -> the columns of its curve in order of steps, for the replicas of a trial."""
+    filters: dict[str, Any] = {"trial_id": trial_id} | ({} if seeds is None else {"seed": list(seeds)})
+    table = store.curves(**filters)
+    columns = {name: table[name].to_numpy() for name in ("seed", "step", "train_acc", "val_acc", "test_acc")}
+    out = {}
+    for seed in dict.fromkeys(seeds if seeds is not None else sorted(set(columns["seed"].tolist()))):
+        mine = np.flatnonzero(columns["seed"] == seed)
+        mine = mine[np.argsort(columns["step"][mine], kind="stable")]
+        if len(mine):
+            out[int(seed)] = {name: values[mine] for name, values in columns.items() if name != "seed"}
+    return out
+
+
+def _by(step: float | None, tau: float) -> float:
+    return float(step) if step is not None and step <= tau else NEVER
+
+
+def _sorted(rows: list[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: tuple(row[key] for key in keys))

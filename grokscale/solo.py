@@ -1,0 +1,144 @@
+"""One configuration in this process, without Ray: the debugger's way in, and a look at a single trial."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from grokscale.entries import Registry
+from grokscale.outcomes import answers
+from grokscale.parts import device_name, write_part
+from grokscale.report.text import grid, knobs, median, number
+from grokscale.spec import TrialSpec
+from grokscale.store import Store
+from grokscale.train import Evaluation, packs, timing, train
+
+SAY_S = 1.0  # a line at most this often
+
+
+def run(
+    spec: TrialSpec,
+    seeds: Sequence[int],
+    *,
+    horizon: int,
+    until: str = "decided",
+    lanes: int = 32,
+    threads: int = 1,
+    registry: Registry | None = None,
+    store: Store | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Train the replicas `seeds` of a trial here and now; their rows, in the order of the seeds.
+
+    store: where finished packs are appended, as a sweep's worker does it; replicas that it holds already are taken
+    from there. None: everything is trained and nothing kept.  say: told a line about once a second.
+    """
+    torch.set_num_threads(threads)
+    known = store.answered([spec.trial_id]) if store is not None else {}
+    rows = {s: row for s in seeds if (row := known.get((spec.trial_id, s))) and answers(row, horizon, until)}
+    if rows:
+        say(f"{len(rows)} of {len(seeds)} replicas are in the store already")
+    for pack in packs([seed for seed in seeds if seed not in rows], lanes):
+        began = time.monotonic()
+        for evaluation in told(train(spec, pack, horizon=horizon, until=until, registry=registry), say):
+            if not evaluation.done:
+                continue
+            if store is None:
+                rows |= {row["seed"]: row for row in evaluation.replicas()}
+            else:
+                part = write_part(store, spec, evaluation, wall_s=time.monotonic() - began)
+                rows |= {row["seed"]: row for row in part}
+    return [rows[seed] for seed in seeds]
+
+
+def told(evaluations: Iterator[Evaluation], say: Callable[[str], None]) -> Iterator[Evaluation]:
+    """The evaluations, with a line to `say` for the last one and for others SAY_S apart."""
+    said, before = -math.inf, 0
+    for evaluation in evaluations:
+        now = time.monotonic()
+        if now - said >= SAY_S or evaluation.done:
+            # What came before the first line was also setting up: no speed to speak of.
+            say(
+                line(evaluation, (evaluation.step - before) / (now - said) if before and now > said else None)
+            )
+            said, before = now, evaluation.step
+        yield evaluation
+
+
+def line(evaluation: Evaluation, rate: float | None) -> str:
+    """ "step 1,250  train 1.00  val 0.52  test 0.51 (0.50 to 0.53)  finished 0/3  812 steps/s"."""
+
+    def mean(name: str) -> str:
+        values = evaluation.metrics[name][np.isfinite(evaluation.metrics[name])]
+        if not len(values):
+            return "-"
+        spread = (
+            f" ({values.min():.2f} to {values.max():.2f})" if name == "test_acc" and len(values) > 1 else ""
+        )
+        return f"{values.mean():.2f}{spread}"
+
+    accuracies = "  ".join(f"{name} {mean(f'{name}_acc')}" for name in ("train", "val", "test"))
+    finished = f"finished {int(evaluation.finished.sum())}/{len(evaluation.seeds)}"
+    speed = "" if rate is None else f"  {rate:,.0f} steps/s"
+    return f"step {evaluation.step:>9,}  {accuracies}  {finished}{speed}"
+
+
+def time_alone(spec: TrialSpec, *, threads: int = 1, registry: Registry | None = None) -> dict[str, Any]:
+    """A row of `timings`: seconds per step of one replica alone in this process."""
+    torch.set_num_threads(threads)
+    on, off = timing(spec, registry=registry)
+    return {
+        "trial_id": spec.trial_id, "device": device_name("cpu"), "threads": threads, "seconds_on": on,
+        "seconds_off": off, "torch": torch.__version__, "host": platform.node(),
+    }  # fmt: skip
+
+
+def epoch_steps(spec: TrialSpec, labels: int) -> int:
+    """Steps of one pass over the `labels` training rows."""
+    full, rest = divmod(labels, spec.optimiser["batch"])
+    return max(1, full if spec.optimiser["drop_last"] or not rest else full + 1)
+
+
+def table(spec: TrialSpec, rows: Sequence[Mapping[str, Any]], horizon: int) -> str:
+    """The replicas, a line each: when they fitted, first crossed, grokked, in steps and epochs; and the medians."""
+    epoch = epoch_steps(spec, rows[0]["labels"])
+
+    def event(step: float | None) -> list[str]:
+        if step is None:
+            return ["-", "-"]
+        return [number(step), f"{step / epoch:,.1f}" if step < 100 * epoch else number(step / epoch)]
+
+    columns = ("fit_step", "first_step", "grok_step")
+    body = [
+        [
+            str(row["seed"]),
+            row["outcome"],
+            *(text for name in columns for text in event(row[name])),
+            number(row["observed_to"]),
+            "-" if row["final_acc"] is None else f"{row['final_acc']:.3f}",
+        ]
+        for row in rows
+    ]
+    times = [
+        np.array([math.inf if row[name] is None else row[name] for row in rows], dtype=float)
+        for name in columns
+    ]
+    middle = ["median", "", *(text for t in times for text in event(median(t))), "", ""]
+    header = ["seed", "outcome", "fit", "epochs", "first", "epochs", "grok", "epochs", "seen to", "test acc"]
+    text = grid(header, [*body, middle], "<<>>>>>>>>")
+    grokked = sum(row["grok_step"] is not None and row["grok_step"] <= horizon for row in rows)
+    head = [
+        f"trial {spec.trial_id}: {'+'.join(part['name'] for part in spec.method)} on {spec.task['name']}, {spec.model['name']}",
+        knobs(spec.params()),
+        f"grokked {grokked} of {len(rows)} by step {number(horizon)} (test accuracy >= {spec.threshold:g}, sustained); "
+        f"an epoch has {number(epoch)} steps",
+    ]
+    if spec.monitor == "test":
+        head.append("monitor = test: methods looked at the test split")
+    return "\n".join([*head, "", text]) + "\n"

@@ -1,0 +1,342 @@
+"""The experiment file as frozen tables: every key, its type, its range and its default."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from grokscale.spec.where import Where, shown
+
+if TYPE_CHECKING:
+    from grokscale.entries import Registry
+    from grokscale.spec.resolved import Resolved
+
+LABEL = r"^[A-Za-z0-9][A-Za-z0-9_+-]{0,63}$"
+SECTIONS = ("task", "model", "optimiser")
+
+
+def complaint(text: str) -> PydanticCustomError:
+    """An error whose text goes into the message as it stands."""
+    return PydanticCustomError("grokscale", "{text}", {"text": text})
+
+
+def _integral(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _names(value: Any) -> Any:
+    """A name stands for a list of one."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _scalar(value: Any) -> Any:
+    if not isinstance(value, (bool, int, float, str)):
+        raise complaint(f"must be a number, a string, true or false, got {shown(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise complaint(f"must be finite, got {value}")
+    return value
+
+
+def flat_settings(value: Any) -> Any:
+    """Settings by flat key: {optimiser = {lr = 1}} is {"optimiser.lr" = 1}."""
+    if not isinstance(value, Mapping):
+        return value
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= {f"{key}.{sub}": one for sub, one in flat_settings(item).items()} or {key: item}
+        else:
+            flat[key] = item
+    return flat
+
+
+def flat_knobs(value: Any) -> Any:
+    """Knobs by flat key: a table of tables, or one named after a section, holds knobs and is none itself."""
+    if not isinstance(value, Mapping):
+        return value
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        tables = isinstance(item, Mapping) and item and all(isinstance(one, Mapping) for one in item.values())
+        if tables or (key in SECTIONS and isinstance(item, Mapping)):
+            flat |= {f"{key}.{sub}": one for sub, one in item.items()}
+        else:
+            flat[key] = item
+    return flat
+
+
+def _percent(value: Any) -> Any:
+    if isinstance(value, str):
+        if not re.fullmatch(r"\d+(\.\d+)?\s*%", value):
+            raise complaint(f'must be a share such as "2%" or 0.02, got {shown(value)}')
+        return float(value.rstrip("% ")) / 100
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_integral), Field(strict=True)]
+Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Scalar = Annotated[Any, AfterValidator(_scalar)]
+Settings = Annotated[dict[str, Any], BeforeValidator(flat_settings)]
+
+
+class Table(BaseModel):
+    """A table of the file: frozen, and strict about names and types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class OpenTable(BaseModel):
+    """A table whose further keys are options that only the registry knows."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that are not fields, as written."""
+        return dict(self.model_extra or {})
+
+
+class Knob(Table):
+    """A setting left to the search: a range {low, high, log, int, zero} or {choices}.
+
+    default: what is asked first; where it is left out, the value that the setting has without the search.
+    zero: 0 lies outside the range and is asked besides.
+    """
+
+    low: Float | None = None
+    high: Float | None = None
+    log: bool = False
+    int: bool = False
+    zero: bool = False
+    choices: Annotated[tuple[Scalar, ...], BeforeValidator(_names)] | None = None
+    default: Scalar | None = None
+
+    @model_validator(mode="after")
+    def _invariants(self) -> Knob:
+        wrong = self._wrong_choices() if self.choices is not None else self._wrong_range()
+        if wrong:
+            raise complaint("; ".join(wrong))
+        return self
+
+    def _wrong_choices(self) -> list[str]:
+        assert self.choices is not None
+        wrong = []
+        extra = [k for k in ("low", "high", "log", "int", "zero") if getattr(self, k) not in (None, False)]
+        if extra:
+            wrong.append(
+                f"choices stand alone, or low and high without choices; got choices and {', '.join(extra)}"
+            )
+        if not self.choices:
+            wrong.append("choices must not be empty")
+        if len({(type(c), c) for c in self.choices}) < len(self.choices):
+            wrong.append(f"choices must differ, got {shown(list(self.choices))}")
+        if self.default is not None and self.choices and self.default not in self.choices:
+            wrong.append(f"default must be one of {shown(list(self.choices))}, got {shown(self.default)}")
+        return wrong
+
+    def _wrong_range(self) -> list[str]:
+        low, high, default = self.low, self.high, self.default
+        if low is None or high is None:
+            return [
+                "needs low and high, or choices: { low = 1e-3, high = 1, log = true } or { choices = [1, 2] }"
+            ]
+        got = f"got low={low:g}, high={high:g}"
+        if self.log and not 0 < low < high:
+            return [f"0 < low < high must hold with log = true, {got}"]
+        if not low < high:
+            return [f"low < high must hold, {got}"]
+        wrong = []
+        if self.int and not (low.is_integer() and high.is_integer()):
+            wrong.append(f"low and high must be integers with int = true, {got}")
+        if self.zero and not low > 0:
+            wrong.append(f"0 < low must hold with zero = true (else 0 is in the range already), {got}")
+        if isinstance(default, (bool, str)):
+            wrong.append(f"default must be a number, got {shown(default)}")
+        elif default is not None and not (low <= default <= high or (self.zero and default == 0)):
+            zero = " or default = 0" if self.zero else ""
+            wrong.append(f"low <= default <= high{zero} must hold, {got}, default={default:g}")
+        return wrong
+
+
+Space = Annotated[dict[str, Knob], BeforeValidator(flat_knobs)]
+
+
+class Eval(Table):
+    """When replicas are looked at: every max(`min` steps, `every` of the step), on `examples` rows."""
+
+    every: Annotated[Float, BeforeValidator(_percent), Field(ge=0, le=1)] = 0.02
+    min: Annotated[Int, Field(ge=1)] = 25
+    examples: Annotated[Int, Field(ge=1)] = 1024
+
+
+Schedule = Annotated[
+    Annotated[Eval, Tag("table")] | Annotated[Literal["epoch"], Tag("word")],
+    Discriminator(lambda value: "word" if isinstance(value, str) else "table"),
+]
+
+
+class Task(OpenTable):
+    """[task]: what is learned; keys besides these are the task's own options."""
+
+    name: str = Field(description="which task; `grokscale tasks` lists them")
+    threshold: Annotated[Float, Field(gt=0, le=1)] | None = None
+    validation: Annotated[Float, Field(ge=0, lt=1)] = 0.2
+    monitor: Literal["val", "test"] = "val"
+
+
+class Model(OpenTable):
+    """[model]: the network; by default the one that the task is usually learned with."""
+
+    name: str | None = None
+
+
+class Optimiser(Table):
+    """[optimiser]: keys left out come from the task's preset for this optimiser, or are the usual ones."""
+
+    name: Literal["sgd", "adam", "adamw"] | None = None
+    lr: Annotated[Float, Field(gt=0)] | None = None
+    wd: Annotated[Float, Field(ge=0)] | None = None
+    momentum: Annotated[Float, Field(ge=0, lt=1)] | None = None
+    beta1: Annotated[Float, Field(ge=0, lt=1)] | None = None
+    beta2: Annotated[Float, Field(ge=0, lt=1)] | None = None
+    eps: Annotated[Float, Field(gt=0)] | None = None
+    decay: Literal["inside", "coupled", "decoupled"] | None = None
+    batch: Annotated[Int, Field(ge=1)] | None = None
+    drop_last: bool | None = None
+    warmup: Annotated[Int, Field(ge=0)] | None = None
+    precision: Literal["fp32", "fp64"] | None = None
+
+
+class Arm(Table):
+    """[[arm]]: a label, a method or chain, settings that are fixed, knobs that are searched.
+
+    method: a method's name or a list of them in order; left out, the label is the name.
+    set: settings that this arm fixes.  default: other starting points for knobs that it searches.
+    space: ranges of own knobs in place of the method's.  search: which own knobs to search, all by default.
+    """
+
+    name: str = Field(pattern=LABEL, description="a label of letters, digits, - _ +, at most 64")
+    method: Names = ()
+    set: Settings = Field(default_factory=dict)
+    default: Settings = Field(default_factory=dict)
+    space: Space = Field(default_factory=dict)
+    search: Names | None = None
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The chain: names of methods, in order."""
+        return self.method or (self.name,)
+
+
+class Search(Table):
+    """[search]: trials per arm, seeds per trial, trials that are asked together."""
+
+    trials: Annotated[Int, Field(ge=0)] = 30
+    seeds: Annotated[Int, Field(ge=1)] = 3
+    parallel: Annotated[Int, Field(ge=1)] = 4
+
+
+class Race(Table):
+    """[race]: the best `top` of each arm run on `seeds` further search seeds; 0 leaves the race out."""
+
+    top: Annotated[Int, Field(ge=1)] = 5
+    seeds: Annotated[Int, Field(ge=0)] = 8
+
+
+class Confirm(Table):
+    """[confirm]: fresh seeds for the winner of each arm; 0 leaves everything exploratory."""
+
+    seeds: Annotated[Int, Field(ge=0)] = 20
+
+
+class Limits(Table):
+    """[limits]: hours of wall time after which the sweep stops in order; again = resume."""
+
+    hours: Annotated[Float, Field(gt=0)] | None = None
+
+
+class Resources(Table):
+    """[resources] of one trial: CPUs (threads), GPUs, lanes of a pack at most, devices to share the lanes."""
+
+    cpus: Annotated[Int, Field(ge=1)] = 1
+    gpus: Annotated[Float, Field(ge=0)] = 0.0
+    lanes: Annotated[Int, Field(ge=2)] = 32
+    devices: Annotated[Int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _power(self) -> Resources:
+        if self.lanes & (self.lanes - 1):
+            raise complaint(f"lanes must be a power of two (2, 4, 8, ...), got lanes={self.lanes}")
+        return self
+
+
+class Experiment(Table):
+    """The question: one file under `experiments/`.
+
+    horizon: steps after which a replica counts as not grokked; None is the task's.
+    baseline: label of the arm that the others are compared with.
+    tracking: MLflow's URI; None is a database beside the store, "none" is no MLflow.
+    Build one with `load` or `parse`, which check it as a whole; `resolve` checks it against the registry.
+    """
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]{0,63}$", description="a-z, 0-9 and -, at most 64, not starting with -"
+    )
+    question: str = ""
+    baseline: str = Field(description="label of the arm that the others are compared with")
+    horizon: Annotated[Int, Field(ge=1)] | None = None
+    plugin: Names = ()
+    eval: Schedule = Eval()
+    task: Task = Field(description='a table [task] with name = "..."')
+    model: Model = Model()
+    optimiser: Optimiser = Optimiser()
+    space: Space = Field(default_factory=dict)
+    arm: Annotated[tuple[Arm, ...], BeforeValidator(_names)] = Field(
+        min_length=1, description='at least one [[arm]] with name = "..."'
+    )
+    search: Search = Search()
+    race: Race = Race()
+    confirm: Confirm = Confirm()
+    limits: Limits = Limits()
+    resources: Resources = Resources()
+    store: Annotated[str, Field(min_length=1)] = "runs"
+    tracking: Annotated[str, Field(min_length=1)] | None = None
+
+    _where: Where = PrivateAttr(default_factory=Where)
+
+    @property
+    def where(self) -> Where:
+        """Turns a key into "file:line: key" for messages."""
+        return self._where
+
+    def to_json(self) -> str:
+        """Everything that was asked for, as JSON that `from_json` reads back."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> Experiment:
+        """The experiment whose `to_json` is `text`."""
+        return cls.model_validate_json(text)
+
+    def resolve(self, registry: Registry) -> Resolved:
+        """This experiment with every name, type and range checked; see `grokscale.spec.resolve`."""
+        from grokscale.spec.resolve import resolve
+
+        return resolve(self, registry)

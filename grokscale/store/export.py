@@ -1,0 +1,35 @@
+"""A table out of the store, in a format that other programs read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FORMATS = ("csv", "json", "parquet")
+
+
+def export(table: pa.Table, form: str) -> bytes:
+    """The table as CSV (null is empty, lists as JSON), JSON (a list of objects) or Parquet."""
+    if form == "parquet":
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        return sink.getvalue()
+    rows = table.to_pylist()
+    if form == "json":
+        return (json.dumps(rows, default=str, indent=1) + "\n").encode()
+    if form != "csv":
+        raise ValueError(f"form must be one of {', '.join(FORMATS)}, got {form!r}")
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(table.column_names)
+    writer.writerows([_cell(row[name]) for name in table.column_names] for row in rows)
+    return out.getvalue().encode()
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, default=str) if isinstance(value, (list, dict)) else value

@@ -1,0 +1,187 @@
+"""`Store`: the tables of one root, appended to and read as if they were one file each."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from grokscale.errors import GrokscaleError, InputError, suggest
+from grokscale.store.files import Files, Listing
+from grokscale.store.relations import JOINED, distinct, join, matching, per_seed, select
+from grokscale.store.schemas import SCHEMAS, Rows, to_table
+
+
+class Store:
+    """Append-only Parquet tables under one absolute root: a folder, or s3://, gs:// through pyarrow.fs.
+
+    Safe to use from several threads, processes and machines at once, and cheap to read again: files never
+    change, so only new ones are read. Opening a store creates nothing.
+    """
+
+    def __init__(self, root: str | Path, *, filesystem: pafs.FileSystem | None = None) -> None:
+        self._files = Files(root, filesystem)
+        self._filesystem = filesystem
+        self._lock = threading.RLock()
+        self._known: dict[str, Listing] = {}
+        self._rows: dict[str, pa.Table] = {}
+        self._distinct: dict[str, pa.Table] = {}
+
+    def __repr__(self) -> str:
+        return f"Store({self.root!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:  # to another process goes the place, not what was read from it
+        return _reopen, (self.root, self._filesystem)
+
+    @property
+    def root(self) -> str:
+        """Where the store is: an absolute path, or a URI."""
+        return self._files.root
+
+    @property
+    def local(self) -> Path | None:
+        """The root as a path; None on an object store."""
+        return self._files.local
+
+    def folder(self, *parts: str) -> Path:
+        """<root>/<parts> for what is no table (logs, locks, checkpoints), created; local stores only."""
+        if self.local is None:
+            raise GrokscaleError(f"{self.root}: an object store has no folder {'/'.join(parts)}")
+        path = self.local.joinpath(*parts)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def sweep_dir(self, sweep_id: str) -> Path:
+        """<root>/sweeps/<sweep_id>/: the log, the lock and the report of a sweep, created."""
+        return self.folder("sweeps", sweep_id)
+
+    def append(self, table: str, rows: Rows) -> str | None:
+        """Adds rows to a table as one new file, on the disk when this returns; its name, None for no rows.
+
+        rows: dicts, a pa.Table, or a dict of columns in which a single value stands for a whole column.
+        Nullable columns may be missing; `at` is now where it is.
+        Raises GrokscaleError with all unknown columns, missing values and wrong types; nothing is written.
+        """
+        checked = to_table(_known_table(table), rows)
+        return self._files.write(table, checked) if checked.num_rows else None
+
+    def table(self, table: str, /, **filters: Any) -> pa.Table:
+        """The rows of a table that count, in the order of their keys.
+
+        filters: column=value, column=[values], column=None for null; sweep= takes a sweep's id, or its name
+        for the latest of that name. For replicas and curves sweep=, arm=, phase=, number= join the trials:
+        these columns are added, and a replica that several trials share appears once for each.
+        """
+        _known_table(table)
+        if "sweep" in filters:
+            filters["sweep_id"] = self.find_sweep(filters.pop("sweep"))
+        if table not in ("replicas", "curves") or not filters.keys() & set(JOINED):
+            return select(table, self._read(table, filters), filters)
+        of_trial = {name: filters.pop(name) for name in JOINED if name in filters}
+        seeds = per_seed(select("trials", self._read("trials"), of_trial))
+        if "trial_id" not in filters:
+            filters["trial_id"] = set(seeds["trial_id"].to_pylist())
+        return join(seeds, select(table, self._read(table, filters), filters))
+
+    def replicas(self, **filters: Any) -> pa.Table:
+        """What happened to (trial_id, seed), one row each; see `table`."""
+        return self.table("replicas", **filters)
+
+    def curves(self, **filters: Any) -> pa.Table:
+        """One row per replica and evaluation, of the attempt that counts; see `table`."""
+        return self.table("curves", **filters)
+
+    def trials(self, **filters: Any) -> pa.Table:
+        """What sweeps asked, and what came of it; see `table`."""
+        return self.table("trials", **filters)
+
+    def speedups(self, **filters: Any) -> pa.Table:
+        """The answers of finished sweeps; see `table`."""
+        return self.table("speedups", **filters)
+
+    def answered(self, trial_ids: Iterable[str]) -> dict[tuple[str, int], dict[str, Any]]:
+        """The replicas there are of these trials: (trial_id, seed) -> row."""
+        rows = self.replicas(trial_id=list(trial_ids)).to_pylist()
+        return {(row["trial_id"], row["seed"]): row for row in rows}
+
+    def sweeps(self) -> list[str]:
+        """The ids of all sweeps, the oldest first."""
+        return self._sweeps()["sweep_id"].to_pylist()
+
+    def find_sweep(self, name_or_id: str | None = None) -> str:
+        """The id of a sweep, given its id or its name (the latest of that name); None: the latest of all.
+
+        Raises InputError naming the nearest ones.
+        """
+        sweeps = self._sweeps().select(["sweep_id", "name"]).to_pylist()
+        found = [row["sweep_id"] for row in sweeps if name_or_id in (None, row["sweep_id"], row["name"])]
+        exact = [sweep_id for sweep_id in found if sweep_id == name_or_id]
+        if found:
+            return (exact or found)[-1]
+        if not sweeps:
+            raise InputError(f"{self.root}: no sweep in this store")
+        names = [text for row in reversed(sweeps) for text in (row["name"], row["sweep_id"])]
+        raise InputError(f"{self.root}: no sweep '{name_or_id}'; {suggest(str(name_or_id), names)}")
+
+    def sql(self, query: str, *, memory: str = "1GB") -> pa.Table:
+        """One read-only SQL query (DuckDB) over replicas, trials, curves, speedups, sweeps, plans, timings.
+
+        It sees these views and nothing else: no files, no network, no settings. memory: what it may use.
+        Raises InputError for anything but one SELECT, and for what DuckDB refuses.
+        """
+        from grokscale.store.sql import run  # DuckDB is only loaded by who asks
+
+        # Anything that could reach the curves says so; they are large, so others are spared them.
+        wanted = "curves" in query.lower() or "query" in query.lower()
+        tables = {name: self._read(name) for name in SCHEMAS if name != "curves"}
+        tables["curves"] = self._read_curves({}) if wanted else _nothing("curves")
+        return run(query, tables, memory=memory)
+
+    def _sweeps(self) -> pa.Table:
+        return self._read("sweeps").sort_by([("at", "ascending"), ("sweep_id", "ascending")])
+
+    def _read(self, table: str, filters: Mapping[str, Any] | None = None) -> pa.Table:
+        if table == "curves":
+            return self._read_curves(
+                {name: value for name, value in (filters or {}).items() if name in ("trial_id", "seed")}
+            )
+        with self._lock:
+            known = self._known.setdefault(table, Listing())
+            new, afresh = self._files.read(table, known)
+            if new or afresh or table not in self._rows:
+                old = [] if afresh or table not in self._rows else [self._rows[table]]
+                rows = pa.concat_tables([_nothing(table), *old, *new]).combine_chunks()
+                self._rows[table], self._distinct[table] = rows, distinct(table, rows)
+            return self._distinct[table]
+
+    def _read_curves(self, narrow: Mapping[str, Any]) -> pa.Table:
+        """Curves are too many to keep, so they are read anew each time; only `skipped` is remembered.
+
+        Replicas are read first: a worker writes a replica's curve before its row, so every row has its curve.
+        """
+        replicas = self._read("replicas")
+        with self._lock:
+            known = self._known.setdefault("curves", Listing())
+            known.read.clear()
+            parts, _ = self._files.read("curves", known)
+        kept = [select("curves", part, narrow) for part in parts]
+        rows = pa.concat_tables([_nothing("curves"), *kept]).combine_chunks()
+        return distinct("curves", matching(rows, replicas, ("trial_id", "seed", "attempt")))
+
+
+def _reopen(root: str, filesystem: pafs.FileSystem | None) -> Store:
+    return Store(root, filesystem=filesystem)
+
+
+def _known_table(name: str) -> str:
+    if name not in SCHEMAS:
+        raise GrokscaleError(f"no table '{name}'; {suggest(name, SCHEMAS)}")
+    return name
+
+
+def _nothing(table: str) -> pa.Table:
+    return pa.Table.from_batches([], SCHEMAS[table])  # `empty_table` would import pandas, see relations.py

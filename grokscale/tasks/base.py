@@ -1,0 +1,75 @@
+"""What a task is: splits per seed, a loss, and what counts as correct."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from grokscale.rng import generator
+
+
+class Inputs(NamedTuple):
+    """What a model has to read.
+
+    kind: "vector" (B, size) numbers; "pair" (B, length) indices, one-hot of `size` in all; "tokens" (B, length) ids.
+    size: features, one-hot columns of all positions together, or vocabulary.
+    length: positions of a row (1 for a vector).  table: rows of a position table (tokens), the answer's included.
+    """
+
+    kind: str
+    size: int
+    length: int = 1
+    table: int = 0
+
+
+class Split(NamedTuple):
+    x: Tensor  # (N, ...)
+    y: Tensor  # (N,)
+
+
+class Splits(NamedTuple):
+    train: Split
+    val: Split | None  # all that a method, a switch or a search may look at; None with validation = 0
+    test: Split  # read by reports only
+
+
+@dataclass(frozen=True)
+class Task:
+    """One problem: `splits(seed, validation)` on the CPU; `loss` and `correct` for a batch of one replica.
+
+    loss(out, y) -> 0-d tensor, differentiable.  correct(out, y) -> (B,) bool.  outputs: width of the model's output.
+    """
+
+    inputs: Inputs
+    outputs: int
+    splits: Callable[[int, float], Splits]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    correct: Callable[[Tensor, Tensor], Tensor]
+
+
+def split_table(x: Tensor, y: Tensor, n_train: int, seed: int, validation: float) -> Splits:
+    """Split a finite table: a random `n_train` rows train, `validation` of the rest validate, the others test.
+
+    The permutation comes from Generator(seed, "split"), the validation rows from Generator(seed, "val"), so that the
+    training half does not depend on the validation share (evaluation.md section 1).
+    """
+    rows = torch.randperm(len(x), generator=generator(seed, "split"))
+    train, rest = rows[:n_train], rows[n_train:]
+    rest = rest[torch.randperm(len(rest), generator=generator(seed, "val"))]
+    n_val = int(validation * len(rest))
+    val, test = rest[:n_val], rest[n_val:]
+    return Splits(Split(x[train], y[train]), Split(x[val], y[val]) if n_val else None, Split(x[test], y[test]))
+
+
+def cross_entropy(out: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (B, C) against classes (B,)."""
+    return torch.nn.functional.cross_entropy(out, y)
+
+
+def top1(out: Tensor, y: Tensor) -> Tensor:
+    """(B,) bool: the largest logit is the class."""
+    return out.argmax(-1) == y

@@ -1,0 +1,418 @@
+"""MLflow as a mirror of the store, for people to browse: a parent run per sweep, a child run per trial.
+
+Everything is read from the store and compared with what MLflow has, so it may be done at any time and any number of
+times: nothing is doubled, what is missing is added, no run stays RUNNING once nobody runs it. MLflow may be down; a
+sweep goes on and the next `sync` catches up.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from grokscale import report
+from grokscale.errors import GrokscaleError
+from grokscale.spec import Experiment, canonical_json
+from grokscale.store import Store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+log = logging.getLogger(__name__)
+
+SETTINGS = {  # read when MLflow is imported
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+CURVES = ("train_acc", "val_acc", "test_acc")
+BATCH = 1000  # metrics in one call, MLflow's limit
+NOTE_CHARS = 7500
+PAUSE_S = 5.0  # between two looks at the store, at least ...
+SHARE = 5.0  # ... and this many times what a look takes: it shares the CPUs with the training
+SERVER_S = 90.0  # for MLflow's server to answer
+DONE = "grokscale.logged"  # a run's tag once all that belongs to it has been logged
+
+
+class TrackingError(GrokscaleError):
+    """MLflow did not do what was asked; the store is complete without it."""
+
+
+def default_uri(store: Store) -> str | None:
+    """A database beside the store; None for a store on an object store, which cannot hold one."""
+    return None if store.local is None else f"sqlite:///{store.local / 'mlflow.db'}"
+
+
+def uri_of(store: Store, sweep_id: str) -> str:
+    """Where a sweep is tracked: as its experiment says, else in the database beside the store.
+
+    Raises TrackingError where it is tracked nowhere.
+    """
+    asked = Experiment.from_json(_head(store, sweep_id)["experiment_json"]).tracking
+    uri = default_uri(store) if asked in (None, "none") else asked
+    if uri is None:
+        raise TrackingError(f"{store.root}: no place for MLflow's database; give --uri http://... or sqlite:///...")
+    return uri
+
+
+def sync(store: Store, sweep_id: str, uri: str, *, status: str | None = None) -> None:
+    """Bring MLflow up to what the store says of a sweep.
+
+    status: FINISHED, FAILED or KILLED, of the parent; RUNNING while a driver is at work; None = as the store has it.
+    Raises TrackingError where MLflow cannot be reached or refuses.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import sqlalchemy.exc
+    from mlflow.exceptions import MlflowException
+
+    try:
+        _Sync(store, sweep_id, uri).run(status)
+    except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:  # requests' errors are OSErrors
+        first = str(error).strip().partition("\n")[0]
+        raise TrackingError(f"MLflow at {uri}: {first or type(error).__name__}") from error
+
+
+class _Sync:
+    """One look at the store and at MLflow."""
+
+    def __init__(self, store: Store, sweep_id: str, uri: str) -> None:
+        from mlflow import MlflowClient
+
+        self.store, self.sweep_id, self.uri = store, sweep_id, uri
+        self.head = _head(store, sweep_id)
+        self.client: MlflowClient = MlflowClient(tracking_uri=uri)
+
+    def run(self, status: str | None) -> None:
+        trials = self.store.trials(sweep_id=self.sweep_id).to_pylist()
+        status = status or _status_of(trials)
+        experiment = self._experiment()
+        runs = list(self._runs(experiment))
+        parents = [run for run in runs if run.data.tags.get("kind") == "sweep"]
+        parent = parents[0] if parents else self._create(experiment, self.sweep_id, {"kind": "sweep"}, None)
+        self._state(parent, "RUNNING" if status == "RUNNING" else None)
+        children = {run.data.tags.get("request"): run for run in runs if run.data.tags.get("kind") == "trial"}
+        wanted = {_request(row): row for row in trials}
+        for key, row in wanted.items():
+            if key not in children:
+                children[key] = self._create(experiment, f"{row['arm']} {row['phase']} {row['number']}", {
+                    "kind": "trial", "arm": row["arm"], "phase": row["phase"], "number": str(row["number"]),
+                    "trial_id": row["trial_id"], "request": key, "mlflow.parentRunId": parent.info.run_id,
+                }, row["at"])  # fmt: skip
+        news = [
+            (children[key], row) for key, row in wanted.items()
+            if row["state"] == "ended" and children[key].data.tags.get(DONE) != _fingerprint(row)
+        ]  # fmt: skip
+        self._log(news)
+        for key, run in children.items():
+            row = wanted.get(key)
+            self._state(run, _state_of(row, status), None if row is None else row["at"])
+        if status != "RUNNING":
+            self._figures({key: (children[key], row) for key, row in wanted.items()})
+            self._conclude(parent)
+            self._state(parent, status)
+
+    def _experiment(self) -> str:
+        name = self.head["name"]
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        beside = self.store.local is not None and self.uri == default_uri(self.store)
+        place = (Path(self.store.root) / "mlartifacts").as_uri() if beside else None
+        return self.client.create_experiment(name, artifact_location=place)
+
+    def _runs(self, experiment: str) -> Iterator[Run]:
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [experiment], f"tags.sweep_id = '{self.sweep_id}'", max_results=1000,
+                order_by=["attributes.start_time ASC"], page_token=token)  # fmt: skip
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _create(self, experiment: str, name: str, tags: dict[str, str], at: Any) -> Run:
+        tags = {"sweep_id": self.sweep_id, **tags}
+        return self.client.create_run(experiment, start_time=_millis(at), tags=tags, run_name=name)
+
+    def _state(self, run: Run, state: str | None, at: Any = None) -> None:
+        if state is None or run.info.status == state:
+            return
+        if state == "RUNNING":
+            self.client.update_run(run.info.run_id, status=state)
+        else:
+            self.client.set_terminated(run.info.run_id, state, end_time=_millis(at))
+
+    def _log(self, news: Sequence[tuple[Run, Mapping[str, Any]]]) -> None:
+        """Parameters, summary and mean curves of trials that have ended."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        if not news:
+            return
+        ids = sorted({row["trial_id"] for _, row in news})
+        replicas = {(r["trial_id"], r["seed"]): r for r in self.store.replicas(trial_id=ids).to_pylist()}
+        curves = _Curves(self.store, ids)
+        for run, row in news:
+            at = _millis(row["at"]) or 0
+            mine = [r for seed in row["seeds"] if (r := replicas.get((row["trial_id"], seed))) is not None]
+            metrics = [Metric(name, value, at, 0) for name, value in _summary(row, mine).items()]
+            for name, steps, values in curves.mean(row["trial_id"], row["seeds"]):
+                metrics += [Metric(name, float(v), at, int(s)) for s, v in zip(steps, values, strict=True)]
+            params = [Param(_name(k), str(v)) for k, v in json.loads(row["params_json"]).items()]
+            self._batches(run.info.run_id, metrics)
+            # The tag goes last: a cut before it has the whole trial logged again, and equal metrics are one in MLflow.
+            self.client.log_batch(run.info.run_id, params=params, tags=[RunTag(DONE, _fingerprint(row))])
+
+    def _batches(self, run_id: str, metrics: Sequence[Metric]) -> None:
+        for start in range(0, len(metrics), BATCH):
+            self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+
+    def _figures(self, trials: Mapping[str, tuple[Run, Mapping[str, Any]]]) -> None:
+        """Curves of what was confirmed, and of the best trial of every arm's search."""
+        ended = [(run, row) for run, row in trials.values() if row["state"] == "ended"]
+        best: dict[str, tuple[Run, Mapping[str, Any]]] = {}
+        for run, row in ended:
+            if row["phase"] == "search" and (row["arm"] not in best or _rank(row) < _rank(best[row["arm"]][1])):
+                best[row["arm"]] = (run, row)
+        for run, row in [*(pair for pair in ended if pair[1]["phase"] == "confirm"), *best.values()]:
+            if run.data.tags.get("figures") != row["trial_id"]:
+                figure = report.curve_figure(self.store, row["trial_id"], f"{row['arm']}, trial {row['trial_id']}")
+                self.client.log_figure(run.info.run_id, figure, "curves.png")
+                self.client.set_tag(run.info.run_id, "figures", row["trial_id"])
+
+    def _conclude(self, parent: Run) -> None:
+        """The question and the answer, on the parent run."""
+        from mlflow.entities import Metric, RunTag
+
+        speedups = self.store.speedups(sweep_id=self.sweep_id).to_pylist()
+        text = report.results_text(self.store, self.sweep_id)
+        note = f"{self.head['question']}\n\n```\n{text[:NOTE_CHARS]}\n```"
+        if parent.data.tags.get("mlflow.note.content") == note:
+            return
+        last = [row for row in speedups if row["block"] == max(other["block"] for other in speedups)]
+        metrics = [
+            Metric(_name(f"S.{row['arm']}.{row['clock']}{suffix}"), row[column], _millis(row["at"]) or 0, row["block"])
+            for row in last for suffix, column in (("", "s"), (".lo", "lo"), (".hi", "hi")) if _finite(row[column])
+        ]  # fmt: skip
+        self._batches(parent.info.run_id, metrics)
+        if last:
+            self.client.log_figure(parent.info.run_id, report.survival_figure(self.store, self.sweep_id), "survival.png")
+        self.client.log_batch(parent.info.run_id, tags=[RunTag("mlflow.note.content", note)])
+
+
+class _Curves:
+    """The curves of some trials, read from the store at once."""
+
+    def __init__(self, store: Store, trial_ids: Sequence[str]) -> None:
+        table = store.curves(trial_id=list(trial_ids))
+        trial, seed = table["trial_id"].to_numpy(), table["seed"].to_numpy()
+        steps = table["step"].to_numpy()
+        values = {name: table[name].to_numpy() for name in CURVES}
+        self._of: dict[tuple[str, int], tuple[np.ndarray, dict[str, np.ndarray]]] = {}
+        for key in dict.fromkeys(zip(trial.tolist(), seed.tolist(), strict=True)):
+            at = np.flatnonzero((trial == key[0]) & (seed == key[1]))
+            at = at[np.argsort(steps[at], kind="stable")]
+            self._of[key] = (steps[at], {name: column[at] for name, column in values.items()})
+
+    def mean(self, trial_id: str, seeds: Sequence[int]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """(name, steps, mean over seeds) per accuracy; a replica that has finished keeps its last value."""
+        found = [self._of[trial_id, seed] for seed in seeds if (trial_id, seed) in self._of]
+        if not found:
+            return
+        grid = np.unique(np.concatenate([steps for steps, _ in found]))
+        for name in CURVES:
+            rows = [
+                columns[name][np.maximum(np.searchsorted(steps, grid, side="right") - 1, 0)] for steps, columns in found
+            ]
+            mean = np.mean(rows, axis=0)
+            keep = np.isfinite(mean)
+            yield f"{name}uracy", grid[keep], mean[keep]
+
+
+class Mirror:
+    """Keeps MLflow in step with a sweep that runs, in a thread of its own: nothing waits for it.
+
+    start() is separate: MLflow takes seconds to import, at best while Ray's processes do the work.
+    """
+
+    def __init__(self, store: Store, sweep_id: str, uri: str) -> None:
+        self.problem: str | None = None  # what MLflow said when it last failed
+        self._store, self._sweep_id, self._uri = copy.copy(store), sweep_id, uri  # its own store: no lock is shared
+        self._wake, self._idle, self._end = threading.Event(), threading.Event(), threading.Event()
+        self._status = "RUNNING"
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+
+    def start(self) -> None:
+        """Begin; later calls do nothing."""
+        if not self._thread.is_alive() and not self._end.is_set():
+            self._thread.start()
+
+    def poke(self) -> None:
+        """The store has news."""
+        self._idle.clear()
+        self._wake.set()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until MLflow has what the store had when this was called; False if that took too long."""
+        return not self._thread.is_alive() or self._idle.wait(timeout)
+
+    def close(self, status: str, timeout: float) -> None:
+        """Bring MLflow up to date one last time, and end. What takes longer is left to the next `sync`."""
+        self._status = status
+        self._end.set()
+        self._wake.set()
+        if not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+            self._thread.start()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._complain(f"MLflow at {self._uri} is behind: it took more than {timeout:g} s")
+
+    def _work(self) -> None:
+        while True:
+            ending = self._end.is_set()
+            self._wake.clear()
+            began = time.monotonic()
+            try:
+                sync(self._store, self._sweep_id, self._uri, status=self._status if ending else "RUNNING")
+                self.problem = None
+            except GrokscaleError as error:
+                self._complain(str(error))
+            if ending:
+                return
+            if not self._wake.is_set():
+                self._idle.set()
+            self._end.wait(max(PAUSE_S, SHARE * (time.monotonic() - began)))
+            self._wake.wait()
+
+    def _complain(self, text: str) -> None:
+        if self.problem is None:
+            log.warning("%s; the sweep goes on, `grokscale track sync` catches up", text)
+        self.problem = text
+
+
+def serve(store: Store, sweep_id: str, *, port: int, say: Callable[[str], None]) -> None:
+    """MLflow's pages for a sweep on 127.0.0.1, until Ctrl-C."""
+    uri = uri_of(store, sweep_id)
+    if uri.startswith(("http://", "https://")):
+        say(f"this sweep is tracked at {uri}")
+        return
+    sync(store, sweep_id, uri)
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1", *(["--default-artifact-root", (store.local / "mlartifacts").as_uri()] if store.local else []),
+    ]  # fmt: skip
+    environment = {**os.environ, **SETTINGS, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        _until_healthy(server, port)
+        say(f"http://127.0.0.1:{port} (Ctrl-C ends it)")
+        server.wait()
+    except KeyboardInterrupt:
+        say("ended")
+    finally:
+        _end(server)
+
+
+def _until_healthy(server: subprocess.Popen[bytes], port: int) -> None:
+    until = time.monotonic() + SERVER_S
+    while time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            pass
+        try:
+            server.wait(0.3)
+        except subprocess.TimeoutExpired:
+            continue
+        raise TrackingError(f"MLflow's server ended at once; is port {port} taken? try --port {port + 1}")
+    raise TrackingError(f"MLflow's server did not answer on port {port} within {SERVER_S:g} s")
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if server.poll() is not None:
+            return
+        os.killpg(server.pid, number)
+        try:
+            server.wait(5)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _head(store: Store, sweep_id: str) -> dict[str, Any]:
+    rows = store.table("sweeps", sweep_id=sweep_id).to_pylist()
+    if not rows:
+        raise GrokscaleError(f"{store.root}: no sweep {sweep_id} in this store")
+    return rows[0]
+
+
+def _status_of(trials: Sequence[Mapping[str, Any]]) -> str:
+    states = {row["state"] for row in trials}
+    return "KILLED" if "asked" in states else "FAILED" if "failed" in states else "FINISHED"
+
+
+def _state_of(row: Mapping[str, Any] | None, status: str) -> str:
+    """A child's state: a trial that is asked runs as long as the sweep does; one that no row asks for was dropped."""
+    if row is None:
+        return "KILLED"
+    return {"ended": "FINISHED", "failed": "FAILED"}.get(row["state"], "RUNNING" if status == "RUNNING" else "KILLED")
+
+
+def _request(row: Mapping[str, Any]) -> str:
+    """What names a row of `trials` for good."""
+    named = [row["arm"], row["phase"], row["number"], row["trial_id"], row["seeds"]]
+    return hashlib.sha256(canonical_json(named).encode()).hexdigest()[:12]
+
+
+def _fingerprint(row: Mapping[str, Any]) -> str:
+    return f"{row['cap']} {row['value']!r}"
+
+
+def _rank(row: Mapping[str, Any]) -> tuple[float, int]:
+    return math.inf if row["value"] is None else row["value"], row["number"]
+
+
+def _summary(row: Mapping[str, Any], replicas: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """A trial's numbers, as its request sees its replicas."""
+    groks = [r["grok_step"] for r in replicas if r["grok_step"] is not None and r["grok_step"] <= row["cap"]]
+    numbers = {"value": row["value"], "cap": row["cap"], "n": len(replicas), "grokked": len(groks)}
+    if groks:
+        numbers["median_grok_step"] = float(np.median(groks))
+    return {name: float(value) for name, value in numbers.items() if value is not None}
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _name(text: str) -> str:
+    """A name with nothing in it that MLflow refuses."""
+    return re.sub(r"[^\w.\-/ ]", "_", text)
+
+
+def _millis(at: Any) -> int | None:
+    return None if at is None else int(at.timestamp() * 1000)

@@ -1,0 +1,258 @@
+"""Ray and Ray Tune around a desk: starting and stopping them, the searcher, what Tune tells us back.
+
+Tune runs whatever the desk hands out and remembers nothing that matters: the store is the ledger, so every start gets
+a fresh Tuner and none is ever restored.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+SETTINGS = {  # read when Ray is imported and by the processes that it starts
+    "RAY_AIR_NEW_OUTPUT": "0",  # verbose=0 still prints a table with the new output
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours stops in order
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+for _name, _value in SETTINGS.items():
+    os.environ.setdefault(_name, _value)
+if "RAY_ADDRESS" not in os.environ:  # a Ray of our own, on this machine, gone with us: who reaches it is us
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+import ray  # noqa: E402
+from ray import tune  # noqa: E402
+from ray.exceptions import RayError  # noqa: E402
+from ray.tune.error import TuneError  # noqa: E402
+from ray.tune.search import Searcher  # noqa: E402
+
+from grokscale.errors import GrokscaleError, InputError  # noqa: E402
+from grokscale.worker import SweepTrainable, time_trial  # noqa: E402
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3  # times a trial that crashed is tried again
+SOCKET_PATH = 107  # longest path of a socket (AF_UNIX)
+OBJECT_STORE = 80_000_000  # bytes; next to nothing goes through it
+
+
+class Desk(Protocol):
+    """Hands out jobs and takes in what became of them. A job is an opaque key with a config for the worker."""
+
+    name: str
+
+    def take(self) -> tuple[Any, Mapping[str, Any]] | None:
+        """The next job; None where nothing can run now."""
+        ...
+
+    def finished(self, key: Any) -> None: ...
+    def failed(self, key: Any, error: str) -> None: ...
+    def report(self, key: Any, finished: int, grokked: int) -> None: ...
+    def tick(self) -> None: ...
+
+    @property
+    def through(self) -> bool:
+        """Nothing is left to hand out, now or later."""
+        ...
+
+
+class Inert:
+    """Tune copies and pickles what it is given, for a restore that never comes: these stay where they are."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Inert:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return object, ()
+
+
+class _Searcher(Inert, Searcher):
+    """Gives Tune the desk's jobs."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()
+        self.desk = desk
+        self.keys: dict[str, Any] = {}  # Tune's trial id -> job
+        self.returned: list[tuple[Any, str | None]] = []  # (job, error), to be handled outside Tune's catch-all
+
+    def suggest(self, trial_id: str) -> Any:
+        self.settle()
+        if (taken := self.desk.take()) is None:
+            return Searcher.FINISHED if self.desk.through else None
+        self.keys[trial_id], config = taken
+        return dict(config)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if not error:
+            self.returned.append((self.keys.pop(trial_id), None))
+
+    def settle(self) -> None:
+        """Hand over what came back. Tune swallows what is raised while it ends a trial, so it is not done there."""
+        while self.returned:
+            key, error = self.returned.pop(0)
+            if error is None:
+                self.desk.finished(key)
+            else:
+                self.desk.failed(key, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a sweep goes on from its store")
+
+
+class _Callback(Inert, tune.Callback):
+    def __init__(self, searcher: _Searcher) -> None:
+        self.searcher, self.desk = searcher, searcher.desk
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        if (key := self.searcher.keys.get(trial.trial_id)) is not None:
+            self.desk.report(key, result["finished"], result["grokked"])
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        log.warning("%s failed and is tried again: %s", trial, _error_of(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.searcher.returned.append((self.searcher.keys.pop(trial.trial_id), _error_of(trial)))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.searcher.settle()
+        self.desk.tick()
+
+
+def _error_of(trial: Any) -> str:
+    """The text of a Tune trial's last failure."""
+    if trial.error_file and Path(trial.error_file).exists():
+        return Path(trial.error_file).read_text().rpartition("Failure #")[2].partition("\n")[2].strip()
+    return "no reason given"
+
+
+class _Stopper(Inert, tune.Stopper):
+    def __init__(self, stop: Callable[[], bool]) -> None:
+        self.stop = stop
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.stop()
+
+
+class Cluster:
+    """Ray, started when first needed: on this machine, or the one that RAY_ADDRESS names.
+
+    cpus, gpus: of one trial.  A Ray that this process has already started is used and left running.
+    """
+
+    def __init__(self, cpus: int, gpus: float) -> None:
+        self.cpus, self.gpus = cpus, gpus
+        self._owned: Path | None = None  # temporary folder of a Ray that is ours to stop
+        self._connected = False
+        self._files: Path | None = None  # what Tune writes and nobody reads
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if "RAY_ADDRESS" not in os.environ and not ray.is_initialized() and cpus > cores:
+            raise InputError(f"resources: cpus: {cpus} asked for, this machine has {cores}; allowed: 1 to {cores}")
+        self._cores = cores
+
+    def start(self) -> None:
+        """Start Ray, or connect to it; nothing where that has been done."""
+        if ray.is_initialized():
+            return
+        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+        try:
+            if "RAY_ADDRESS" in os.environ:
+                ray.init(**quiet)
+            else:
+                self._owned = _short_folder()
+                ray.init(num_cpus=self._cores, object_store_memory=OBJECT_STORE, _temp_dir=str(self._owned), **quiet)
+        except (RayError, OSError, RuntimeError, ValueError, ConnectionError) as error:
+            raise GrokscaleError(f"Ray did not start: {error}") from error
+        self._connected = True
+
+    @property
+    def slots(self) -> int:
+        """Trials that fit at once."""
+        have = ray.cluster_resources()
+        fits = [have.get("CPU", 1) / self.cpus] + ([have.get("GPU", 0) / self.gpus] if self.gpus else [])
+        return max(1, int(min(fits)))
+
+    def run(self, desk: Desk, stop: Callable[[], bool]) -> None:
+        """Run the desk's jobs until it is through or told to stop; trials under way are then kept and ended."""
+        self.start()
+        self._files = self._files or Path(tempfile.mkdtemp(prefix="grokscale-tune-"))
+        searcher = _Searcher(desk)
+        resources = {"cpu": self.cpus, **({"gpu": self.gpus} if self.gpus else {})}
+        tuner = tune.Tuner(
+            tune.with_resources(SweepTrainable, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                num_samples=-1,
+                max_concurrent_trials=self.slots,
+                reuse_actors=True,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=desk.name,
+                storage_path=str(self._files),
+                stop=_Stopper(stop),
+                callbacks=[_Callback(searcher)],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # we keep our own
+                failure_config=tune.FailureConfig(max_failures=ATTEMPTS),
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        except (TuneError, RayError) as error:
+            raise GrokscaleError(f"Ray Tune gave up : {error}") from error
+        searcher.settle()
+
+    def timing(self, spec_json: str, threads: int, device: str, stop: Callable[[], bool]) -> dict[str, Any] | None:
+        """A row of `timings` for a trial that runs with nothing beside it; None where it was told to stop."""
+        self.start()
+        remote = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=ATTEMPTS)(time_trial)
+        ready = remote.remote(spec_json, threads, device)
+        while not stop():
+            done, _ = ray.wait([ready], timeout=0.3)
+            if done:
+                try:
+                    return ray.get(ready)
+                except RayError as error:
+                    raise GrokscaleError(f"timing failed: {error}") from error
+        ray.cancel(ready, force=True)
+        return None
+
+    def close(self) -> None:
+        """Stop the Ray that is ours and remove what it left."""
+        if self._connected:
+            ray.shutdown()
+        for folder in (self._owned, self._files):
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+        self._owned = self._files = None
+        self._connected = False
+
+
+def _trial_name(trial: Any) -> str:
+    job = trial.config.get("job", {})
+    return str(job.get("name", trial.trial_id))
+
+
+def _short_folder() -> Path:
+    """A temporary folder for Ray's session, short enough for the sockets in it."""
+    tail = len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1") + 9
+    base = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="gs-", dir=base if len(base) + tail <= SOCKET_PATH else "/tmp"))
+

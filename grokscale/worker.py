@@ -1,0 +1,298 @@
+"""What runs inside Ray's worker processes: trainables around the engine, the sweep's own and one for anybody.
+
+Tune sees little of it: a trial is one configuration on some seeds, `step` is a slice of about a second, and results
+are a few counts. Curves and replicas go straight to the store; checkpoints are our own, by trial and seeds, so that a
+sweep goes on where it stopped whatever Ray remembers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray import tune
+
+from grokscale import registry, stats
+from grokscale.outcomes import answers
+from grokscale.parts import device_name, write_part
+from grokscale.spec import Resolved, TrialSpec, canonical_json, parse, seed_for
+from grokscale.store import Store
+from grokscale.train import Evaluation, packs, train
+
+log = logging.getLogger(__name__)
+
+SLICE_S = 1.0  # a report at most this often
+CHECKPOINT_S = 30.0
+
+
+class Checkpoint:
+    """The file in which a pack is kept while it trains: <root>/checkpoints/<trial_id>-<hash of the request>.pt."""
+
+    def __init__(self, store: Store, spec: TrialSpec, seeds: Sequence[int], horizon: int, until: str) -> None:
+        request = hashlib.sha256(canonical_json([list(seeds), horizon, until]).encode()).hexdigest()[:12]
+        self.path: Path = store.folder("checkpoints") / f"{spec.trial_id}-{request}.pt"
+
+    def write(self, evaluation: Evaluation, wall_s: float) -> None:
+        """Replace the file by a snapshot; a cut leaves the old one."""
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save({"pack": evaluation.snapshot(), "wall_s": wall_s}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def read(self) -> tuple[dict[str, Any] | None, float]:
+        """(snapshot, seconds spent on it); (None, 0) where there is none that can be read."""
+        try:
+            kept = torch.load(self.path, weights_only=True)
+        except FileNotFoundError:
+            return None, 0.0
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            log.warning("%s cannot be read, starting afresh: %s", self.path, error)
+            return None, 0.0
+        return kept["pack"], kept["wall_s"]
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class Work:
+    """The replicas of one job, pack after pack, resumable.
+
+    Iterating trains: it yields (step, replicas finished and grokked so far) at every evaluation. What the store
+    knows already (an earlier attempt that was cut off after it wrote) is not trained again.
+    """
+
+    def __init__(self, store: Store, job: Mapping[str, Any]) -> None:
+        self.store, self.spec = store, TrialSpec.from_json(job["spec"])
+        self.horizon, self.until = int(job["horizon"]), str(job["until"])
+        self.seeds, self.lanes = [int(seed) for seed in job["seeds"]], int(job["lanes"])
+        self.device = str(job["device"])
+        self.grokked = self.finished = 0
+        self._pack: tuple[Checkpoint, Evaluation, float] | None = None  # under way: where it is kept, and how far it is
+
+    def __iter__(self) -> Iterator[int]:
+        known = self.store.answered([self.spec.trial_id])
+        rows = {seed: known.get((self.spec.trial_id, seed)) for seed in self.seeds}
+        there = {seed: row for seed, row in rows.items() if row and answers(row, self.horizon, self.until)}
+        self._count(list(there.values()))
+        for pack in packs([seed for seed in self.seeds if seed not in there], self.lanes):
+            yield from self._train(pack)
+
+    def _train(self, seeds: list[int]) -> Iterator[int]:
+        checkpoint = Checkpoint(self.store, self.spec, seeds, self.horizon, self.until)
+        before = (self.finished, self.grokked)
+        began = kept = time.monotonic()
+        spent = 0.0
+        for evaluation, earlier in self._evaluations(checkpoint, seeds):
+            now = time.monotonic()
+            spent = earlier + now - began
+            if evaluation.done:
+                break
+            self._pack = (checkpoint, evaluation, spent)
+            if now - kept >= CHECKPOINT_S:
+                kept = now
+                self.keep()
+            rows = [row for row, over in zip(evaluation.replicas(), evaluation.finished, strict=True) if over]
+            self.finished, self.grokked = before
+            self._count(rows)
+            yield evaluation.step
+        else:
+            raise RuntimeError(f"trial {self.spec.trial_id}: the engine stopped before its replicas were finished")
+        self._pack = None
+        rows = write_part(self.store, self.spec, evaluation, device=self.device, wall_s=spent)
+        checkpoint.remove()
+        self.finished, self.grokked = before
+        self._count(rows)
+        yield evaluation.step
+
+    def _evaluations(self, checkpoint: Checkpoint, seeds: list[int]) -> Iterator[tuple[Evaluation, float]]:
+        """The engine's evaluations, each with the seconds of earlier sittings; from the checkpoint if it fits."""
+        state, spent = checkpoint.read()
+        entries = registry.load(self.spec.plugins)
+
+        def run(state: dict[str, Any] | None) -> Iterator[Evaluation]:
+            return train(self.spec, seeds, horizon=self.horizon, until=self.until, state=state, device=self.device,
+                         registry=entries)
+
+        first, evaluations = None, run(state)
+        if state is not None:
+            try:
+                first = next(evaluations)
+            except (ValueError, KeyError) as error:  # of another layout or version
+                log.warning("%s does not fit, starting afresh: %s", checkpoint.path, error)
+                spent, evaluations = 0.0, run(None)
+        if first is not None:
+            yield first, spent
+        for evaluation in evaluations:
+            yield evaluation, spent
+
+    def _count(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.finished += len(rows)
+        self.grokked += sum(row["grok_step"] is not None and row["grok_step"] <= self.horizon for row in rows)
+
+    def keep(self) -> None:
+        """Write the checkpoint of the pack under way, if there is one."""
+        if self._pack is not None:
+            checkpoint, evaluation, spent = self._pack
+            checkpoint.write(evaluation, spent)
+
+
+class SweepTrainable(tune.Trainable):
+    """One trial of a sweep. config: {"root", "job"}; the process is reused from trial to trial."""
+
+    _store: Store | None = None
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._work: Work | None = None
+        self._steps: Iterator[int] | None = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        if self._work is None or self._steps is None:
+            # Begun here and not in setup: what fails here is retried and reported as the trial's own error.
+            torch.set_num_threads(int(self.config["job"]["threads"]))
+            if self._store is None or self._store.root != self.config["root"]:
+                self._store = Store(self.config["root"])
+            self._work = Work(self._store, self.config["job"])
+            self._steps = iter(self._work)
+        until, at, done = time.monotonic() + SLICE_S, 0, True
+        for at in self._steps:
+            if time.monotonic() >= until:
+                done = False
+                break
+        return {"at": at, "finished": self._work.finished, "grokked": self._work.grokked, "done": done}
+
+    def cleanup(self) -> None:
+        """Called when the trial ends, however it ends; a pack under way is kept."""
+        if self._work is not None:
+            self._work.keep()
+        self._work = self._steps = None
+
+
+def time_trial(spec_json: str, threads: int, device: str) -> dict[str, Any]:
+    """A row of `timings`: solo seconds per step of a trial, on whatever runs this."""
+    import socket
+
+    from grokscale.train import timing
+
+    torch.set_num_threads(threads)
+    spec = TrialSpec.from_json(spec_json)
+    on, off = timing(spec, device=device)
+    return {
+        "trial_id": spec.trial_id, "device": device_name(device), "threads": threads, "seconds_on": on,
+        "seconds_off": off, "torch": torch.__version__, "host": socket.gethostname(),
+    }  # fmt: skip
+
+
+class MethodTrainable(tune.Trainable):
+    """A method on a task for anybody's own Tuner; `trainable` makes its subclasses.
+
+    Every evaluation is a report: step, the mean over replicas of train_accuracy, val_accuracy and test_accuracy, the
+    median of grok_step and val_grok_step (NaN until half of them grokked), the share `grokked`, the `objective` of
+    grokscale's own searches (always finite, to be minimised), `outcome` (the replicas', "mixed" where they differ)
+    and done.
+    """
+
+    _settings: Mapping[str, Any]  # the experiment's tables, but for what config adds
+
+    def setup(self, config: dict[str, Any]) -> None:
+        settings = dict(self._settings)
+        count, horizon = settings["seeds"], settings["horizon"]
+        resolved = _resolve(settings, {knob: value for knob, value in config.items() if knob != "seed"})
+        self._spec, self._horizon = resolved.trial("arm"), horizon or resolved.horizon
+        first = int(config.get("seed", 0)) * count
+        self._seeds = [seed_for("run", k) for k in range(first, first + count)]
+        self._evaluations = self._start(None)
+        self._last: Evaluation | None = None
+        self._seen: dict[str, np.ndarray] = {}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        evaluation = next(self._evaluations)
+        self._last = evaluation
+        for name, values in evaluation.metrics.items():  # a replica that has finished keeps its last values
+            self._seen[name] = np.where(np.isnan(values), self._seen.get(name, values), values)
+        rows = evaluation.replicas()
+        outcomes = {row["outcome"] for row in rows}
+        groks = [[row[name] or np.inf for row in rows] for name in ("grok_step", "val_grok_step")]
+        medians = [float(np.median(steps)) for steps in groks]
+        return {
+            "step": evaluation.step,
+            **{f"{name}uracy": float(np.nanmean(self._seen[name])) if np.isfinite(self._seen[name]).any() else float("nan")
+               for name in ("train_acc", "val_acc", "test_acc")},
+            "grok_step": medians[0] if np.isfinite(medians[0]) else float("nan"),
+            "val_grok_step": medians[1] if np.isfinite(medians[1]) else float("nan"),
+            "grokked": float(np.mean([row["outcome"] == "grokked" for row in rows])),
+            "objective": stats.objective(groks[1], self._horizon),
+            "outcome": outcomes.pop() if len(outcomes) == 1 else "mixed",
+            "done": evaluation.done,
+        }  # fmt: skip
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        if self._last is not None:
+            torch.save({"pack": self._last.snapshot()}, Path(checkpoint_dir) / "pack.pt")
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        path = Path(checkpoint) / "pack.pt"
+        if path.exists():
+            self._evaluations = self._start(torch.load(path, weights_only=True)["pack"])
+
+    def _start(self, state: dict[str, Any] | None) -> Iterator[Evaluation]:
+        return train(self._spec, self._seeds, horizon=self._horizon, state=state)
+
+
+def trainable(
+    method: str | Sequence[str],
+    *,
+    task: str | Mapping[str, Any],
+    model: str | Mapping[str, Any] | None = None,
+    optimiser: str | Mapping[str, Any] | None = None,
+    horizon: int | None = None,
+    seeds: int = 1,
+    plugins: Sequence[str] = (),
+    **fixed: Any,
+) -> type[MethodTrainable]:
+    """A Ray Tune trainable for an entry of METHODS (or a chain of them), for a user's own Tuner.
+
+    task, model, optimiser: a name, or a table as in an experiment file: {"name": "parity", "n": 20, "k": 2}.
+    horizon: steps, the task's by default.  seeds: replicas that train together.  plugins: modules to import.
+    fixed: settings that do not vary, by the keys of an arm's `set`; [eval], as `eval`, besides.
+
+    Tune's config holds further settings by the same keys, and may hold "seed", an integer: which replicas.
+    Raises InputError for a name or a value that makes no sense.
+    """
+    table = {name: {"name": value} if isinstance(value, str) else dict(value)
+             for name, value in (("task", task), ("model", model), ("optimiser", optimiser)) if value is not None}
+    methods = [method] if isinstance(method, str) else list(method)
+    settings = {"tables": table, "methods": methods, "horizon": horizon, "seeds": seeds, "plugins": list(plugins),
+                "eval": fixed.pop("eval", None), "fixed": fixed}
+    _resolve(settings, {})
+    name = "".join(part.title() for part in "-".join(methods).split("-")) + "Trainable"
+    return type(name, (MethodTrainable,), {"_settings": settings, "__doc__": MethodTrainable.__doc__})
+
+
+def _resolve(settings: Mapping[str, Any], varied: Mapping[str, Any]) -> Resolved:
+    arm = {"name": "arm", "method": settings["methods"], "search": [], "set": {**settings["fixed"], **varied}}
+    data = {"name": "trainable", "baseline": "arm", "plugin": settings["plugins"], **settings["tables"], "arm": [arm]}
+    if settings["eval"] is not None:
+        data["eval"] = settings["eval"]
+    return parse(data, source="trainable").resolve(registry.load(settings["plugins"]))
