@@ -59,7 +59,7 @@ def compute(store: Store, sweep_id: str, *, baseline: str | None = None) -> list
     rows = {
         arm: _confirmed(store, sweep_id, arm, winner["trial_id"], plan) for arm, winner in winners.items()
     }
-    timings = store.table("timings", trial_id=[winner["trial_id"] for winner in winners.values()]).to_pylist()
+    timings = store.rows("timings", trial_id=[winner["trial_id"] for winner in winners.values()])
     answers = []
     for arm in winners:
         if arm != against:
@@ -250,7 +250,7 @@ def _chosen(store: Store, sweep_id: str, horizon: int) -> tuple[dict[str, _Choic
 
 def _best(store: Store, sweep_id: str) -> dict[str, _Choice]:
     """Arm -> the ended trial of the lowest value, on all seeds that it had; race goes before search."""
-    trials = store.trials(sweep_id=sweep_id, state="ended", phase=["search", "race"]).to_pylist()
+    trials = store.rows("trials", sweep_id=sweep_id, state="ended", phase=["search", "race"])
     seeds: dict[tuple[str, str], set[int]] = {}
     for trial in trials:
         seeds.setdefault((trial["arm"], trial["trial_id"]), set()).update(trial["seeds"])
@@ -344,12 +344,12 @@ def _undecided(row: Row, tau: int) -> bool:
 
 def _newest_plan(store: Store, sweep_id: str) -> dict[str, Any] | None:
     return max(
-        store.table("plans", sweep_id=sweep_id).to_pylist(), key=lambda plan: plan["block"], default=None
+        store.rows("plans", sweep_id=sweep_id), key=lambda plan: plan["block"], default=None
     )
 
 
 def _sweep(store: Store, sweep_id: str) -> dict[str, Any]:
-    return store.table("sweeps", sweep_id=store.find_sweep(sweep_id)).to_pylist()[0]
+    return store.rows("sweeps", sweep_id=store.find_sweep(sweep_id))[0]
 
 
 def _few(seeds: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from grokscale.entries import Registry
-from grokscale.report.text import WIDTH, plain
+from grokscale.report.words import WIDTH, plain
 
 
 def methods(registry: Registry) -> str:
@@ -53,9 +53,10 @@ def _settings(table: Mapping[str, Any]) -> str:
 
 
 def _range(distribution: Any) -> str:
-    """ " in 0.1 to 10, log": the range that is searched."""
+    """ "  searched 0.1 to 10, log", or nothing where it is not searched."""
     if distribution is None:
         return ""
     if hasattr(distribution, "choices"):
-        return f" of {', '.join(plain(choice) for choice in distribution.choices)}"
-    return f"  searched {plain(distribution.low)} to {plain(distribution.high)}{', log' if distribution.log else ''}"
+        return f"  searched among {', '.join(plain(choice) for choice in distribution.choices)}"
+    log = ", log" if distribution.log else ""
+    return f"  searched {plain(distribution.low)} to {plain(distribution.high)}{log}"

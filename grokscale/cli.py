@@ -6,7 +6,7 @@ import enum
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -14,13 +14,15 @@ from typer.core import TyperGroup
 from grokscale.errors import GrokscaleError, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from grokscale.entries import Registry
     from grokscale.spec import Resolved
     from grokscale.store import Store
 
 
 class Verbs(TyperGroup):
-    """Ends every verb in the same way: a message and an exit code, no traceback unless --debug asks for it."""
+    """Ends every verb the same way: with a message and an exit code, no traceback unless --debug."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -28,20 +30,17 @@ class Verbs(TyperGroup):
         except GrokscaleError as error:
             if ctx.params.get("debug"):
                 raise
-            typer.echo(_labelled(error), err=True)
-            raise typer.Exit(error.exit_code) from None
+            _end(str(error), error.exit_code)
         except KeyboardInterrupt:
-            if ctx.params.get("debug"):
-                raise
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(130) from None
-        except BrokenPipeError:  # the reader of a pipe has seen enough
+            _end("interrupted", 130)
+        except BrokenPipeError:  # who reads our pipe has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
 
 
-def _labelled(error: GrokscaleError) -> str:
-    return str(error) if isinstance(error, InputError) or error.exit_code != 1 else f"failed: {error}"
+def _end(message: str, code: int) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(code) from None
 
 
 app = typer.Typer(
@@ -50,28 +49,15 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Declare a question about grokking in one file; search, confirm on fresh seeds, and get the speed-up.",
+    help="Declare a question about grokking in one file; get an answer with an interval.",
 )
 track_app = typer.Typer(help="MLflow, the mirror of the store.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(track_app, name="track")
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="Experiment file (TOML).")]
-Sweep = Annotated[str | None, typer.Argument(metavar="[SWEEP]", help="Name or id; the latest by default.")]
-StorePath = Annotated[
-    str | None,
-    typer.Option("--store", metavar="PATH", envvar="GROKSCALE_STORE", help="Store: a folder, s3:// or gs://. [default: runs]",
-                 show_default=False, show_envvar=True),
-]  # fmt: skip
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="a.b=c", help="Override a key of the file: search.trials=8, arm.LABEL.set.KNOB=0.1. Repeatable.",
-                 show_default=False),
-]  # fmt: skip
-Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="PATH", help="Write to a file instead of stdout.",
-                                             show_default=False)]  # fmt: skip
-
 
 class Format(enum.StrEnum):
+    """How rows come out."""
+
     table = "table"
     csv = "csv"
     json = "json"
@@ -79,6 +65,8 @@ class Format(enum.StrEnum):
 
 
 class Rows(enum.StrEnum):
+    """Which rows of a sweep."""
+
     speedups = "speedups"
     replicas = "replicas"
     trials = "trials"
@@ -86,37 +74,64 @@ class Rows(enum.StrEnum):
 
 
 class Until(enum.StrEnum):
+    """How long a replica is watched."""
+
     decided = "decided"
     stable = "stable"
 
 
+def _option(*names: str, **more: Any) -> Any:
+    """An option that says its default in its help, where it has one worth saying."""
+    return typer.Option(*names, show_default=False, **more)
+
+
+File = Annotated[Path, typer.Argument(help="Experiment file (TOML).", show_default=False)]
+Sweep = Annotated[
+    str | None, typer.Argument(metavar="SWEEP", help="Name or id; the latest by default.", show_default=False)
+]
+StorePath = Annotated[
+    str | None,
+    _option("--store", metavar="PATH", envvar="GROKSCALE_STORE", help="Folder, s3:// or gs://; default runs."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    _option("--set", metavar="a.b=c", help="Override: search.trials=8, arm.LABEL.set.KNOB=1. Repeatable."),
+]
+Output = Annotated[Path | None, _option("--output", "-o", help="A file in place of stdout.")]
+Plugins = Annotated[
+    list[str] | None, _option("--plugin", metavar="MODULE", help="Also what this module adds. Repeatable.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from grokscale import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
 @app.callback()
 def root(
-    ctx: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks instead of messages.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks in place of messages.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(installed("grokscale"))
-        raise typer.Exit()
+    pass
 
 
 @app.command()
 def sweep(
     file: File,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would do and cost; write nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say the cost; write nothing.")] = False,
     set_: Overrides = None,
     store: StorePath = None,
 ) -> None:
     """Answer the question of a file; again = resume.
 
-    Search, race, confirm on fresh seeds, compare. The same command again goes on where it stopped."""
-    from grokscale.live import watch
-
+    Search, race, confirm on fresh seeds, compare. The same command again goes on where it stopped.
+    """
     if dry_run:
         _say(f"{file}: measuring a few steps")
         entries, resolved = _resolve(file, set_)
@@ -124,77 +139,77 @@ def sweep(
 
         typer.echo(preview(resolved, entries), nl=False)
         return
+    from grokscale.live import watch
+
     with watch(sys.stderr, file.stem) as view:
         _, resolved = _resolve(file, set_)
-        from grokscale import report
         from grokscale.sweep import SweepInterrupted, run_sweep
 
         opened = _open(store or resolved.experiment.store)
         try:
             result = run_sweep(resolved, opened, on_progress=view)
         except SweepInterrupted as stopped:
-            raise _resumable(stopped) from None
+            stopped.args = (f"{stopped}\nresume: {_command()}",)
+            raise
+    from grokscale.report import results_text
+
+    typer.echo(results_text(opened, result.sweep_id), nl=False)
     for failure in result.failures:
         last = failure.error.strip().splitlines()[-1:] or ["no reason given"]
-        _say(
-            f"given up: {failure.phase} {failure.arm} {failure.number} (trial {failure.trial_id}): {last[0]}"
-        )
-    typer.echo(report.results_text(opened, result.sweep_id), nl=False)
+        what = f"{failure.phase} {failure.arm} {failure.number} (trial {failure.trial_id})"
+        _say(f"given up: {what}: {last[0]}")
     if result.failures:
-        _say(f"{len(result.failures)} trials failed; the same command tries them again")
-        raise typer.Exit(1)
+        raise GrokscaleError(f"{len(result.failures)} trials failed; the same command tries them again")
 
 
 @app.command()
 def run(
     file: File,
-    arm: Annotated[str | None, typer.Option(metavar="LABEL", help="Which arm, at its default settings. [default: the baseline]",
-                                            show_default=False)] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, of the namespace `run`.")] = 1,
-    seed_list: Annotated[str | None, typer.Option(metavar="1,2,3", help="These seeds instead.", show_default=False)] = None,
-    until: Annotated[Until, typer.Option(help="Stop at a decided crossing, or watch to 2 x the grok step.")] = Until.decided,
-    timing: Annotated[bool, typer.Option("--timing", help="Time one replica alone afterwards, for the clock in seconds.")] = False,
+    arm: Annotated[str | None, _option(metavar="LABEL", help="Which arm; default the baseline.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the namespace `run`.")] = 1,
+    seed_list: Annotated[str | None, _option(metavar="1,2,3", help="These seeds instead.")] = None,
+    until: Annotated[Until, typer.Option(help="To the crossing, or to twice its step.")] = Until.decided,
+    timing: Annotated[bool, typer.Option("--timing", help="Then time one replica alone.")] = False,
     no_store: Annotated[bool, typer.Option("--no-store", help="Train everything, keep nothing.")] = False,
     set_: Overrides = None,
     store: StorePath = None,
-) -> None:  # fmt: skip
+) -> None:
     """Train one configuration in this process, without Ray."""
     _say(f"{file}: starting")
-    chosen = _seeds(seed_list)
+    given = _seeds(seed_list)
     entries, resolved = _resolve(file, set_)
     from grokscale import solo
     from grokscale.spec import seed_for
 
     label = arm or resolved.experiment.baseline
-    spec = resolved.trial(label)
-    resources = resolved.experiment.resources
+    spec, resources = resolved.trial(label), resolved.experiment.resources
     opened = None if no_store else _open(store or resolved.experiment.store)
-    chosen = chosen or [seed_for("run", k) for k in range(seeds)]
+    chosen = given or [seed_for("run", k) for k in range(seeds)]
     _say(f"{label}: trial {spec.trial_id}, {len(chosen)} seeds, horizon {resolved.horizon:,} steps")
-    rows = solo.run(spec, chosen, horizon=resolved.horizon, until=until.value, lanes=resources.lanes, threads=resources.cpus,
-                    registry=entries, store=opened, say=_say)  # fmt: skip
+    rows = solo.run(
+        spec,
+        chosen,
+        horizon=resolved.horizon,
+        until=until.value,
+        lanes=resources.lanes,
+        threads=resources.cpus,
+        registry=entries,
+        store=opened,
+        say=_say,
+    )
     typer.echo(solo.table(spec, rows, resolved.horizon), nl=False)
     if timing:
         row = solo.time_alone(spec, threads=resources.cpus, registry=entries)
         if opened is not None:
             opened.append("timings", [row])
-        off = (
-            ""
-            if row["seconds_off"] == row["seconds_on"]
-            else f", {1e3 * row['seconds_off']:.3g} ms with the method off"
-        )
-        typer.echo(
-            f"\nalone: {1e3 * row['seconds_on']:.3g} ms a step{off}, on {row['device']}, threads: {row['threads']}"
-        )
+        typer.echo("\n" + solo.timing_line(row), nl=False)
 
 
 @app.command()
 def results(
     sweep: Sweep = None,
-    format: Annotated[
-        Format, typer.Option(help="table is what `sweep` printed; the others are rows of --rows.")
-    ] = Format.table,
-    rows: Annotated[Rows, typer.Option(help="Which rows csv, json and parquet hold.")] = Rows.speedups,
+    format: Annotated[Format, typer.Option(help="table: what `sweep` printed; else --rows.")] = Format.table,
+    rows: Annotated[Rows, typer.Option(help="What csv, json and parquet hold.")] = Rows.speedups,
     output: Output = None,
     store: StorePath = None,
 ) -> None:
@@ -204,10 +219,10 @@ def results(
         from grokscale.report import results_text
 
         _put(results_text(opened, sweep).encode(), output)
-        return
-    from grokscale.store.export import export
+    else:
+        from grokscale.store.export import export
 
-    _put(export(opened.table(rows.value, sweep=sweep), format.value), output, format)
+        _put(export(opened.table(rows.value, sweep=sweep), format.value), output, format)
 
 
 @app.command()
@@ -219,51 +234,53 @@ def sql(
 ) -> None:
     """Ask the store in SQL, read-only.
 
-    Views: replicas, trials, curves, speedups, sweeps, plans, timings (DuckDB)."""
+    Views: replicas, trials, curves, speedups, sweeps, plans, timings. The dialect is DuckDB's.
+    """
     table = _open(store).sql(query)
     if format is Format.table:
-        from grokscale.report.text import records
+        from grokscale.report.words import records
 
-        _put(records(table.column_names, table.to_pylist()).encode(), output)
-        return
-    from grokscale.store.export import export
+        columns = [column.to_pylist() for column in table.columns]
+        rows = list(zip(*columns, strict=True))
+        _put(records(table.column_names, rows).encode(), output)
+    else:
+        from grokscale.store.export import export
 
-    _put(export(table, format.value), output, format)
+        _put(export(table, format.value), output, format)
 
 
 @app.command()
 def report(
     sweep: Sweep = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="The page.")] = Path("report.html"),
-    figures: Annotated[Path | None, typer.Option(metavar="DIR", help="Also every figure as SVG and PNG, named after the sweep.",
-                                                 show_default=False)] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
+    figures: Annotated[Path | None, _option(metavar="DIR", help="Also every figure, as SVG and PNG.")] = None,
     store: StorePath = None,
-) -> None:  # fmt: skip
+) -> None:
     """Write a sweep's tables and figures as one HTML page."""
     from grokscale import report as reports
 
     opened = _open(store)
-    written = [_write(output, reports.html(opened, sweep).encode())]
+    files = {output: reports.html(opened, sweep).encode()}
     if figures is not None:
-        written += [
-            _write(figures / name, data) for name, data in reports.figure_files(opened, sweep).items()
-        ]
-    for path in written:
+        files |= {figures / name: data for name, data in reports.figure_files(opened, sweep).items()}
+    for path, data in files.items():
+        _write(path, data)
         typer.echo(str(path))
 
 
 @app.command()
 def ui(
     sweep: Sweep = None,
-    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
     store: StorePath = None,
 ) -> None:
     """Serve MLflow's pages of the store, on this machine only.
 
-    Ctrl-C ends it."""
+    Ctrl-C ends it.
+    """
+    _say("starting MLflow")
     from grokscale import track
 
-    _say("starting MLflow")
     opened = _open(store)
     track.serve(opened, opened.find_sweep(sweep), port=port, say=typer.echo)
 
@@ -278,44 +295,31 @@ def doctor() -> None:
         mark = {True: "ok", False: "FAILED", None: ""}[finding.ok]
         failed += finding.ok is False
         typer.echo(f"{finding.what:<18}{mark:<8}{finding.detail}")
-    typer.echo("all is well" if not failed else f"{failed} of these failed")
     if failed:
-        raise typer.Exit(1)
+        raise GrokscaleError(f"{failed} of these failed")
+    typer.echo("all is well")
 
 
 @app.command()
-def methods(
-    plugin: Annotated[
-        list[str] | None, typer.Option(help="Also what this module adds. Repeatable.", show_default=False)
-    ] = None,
-) -> None:
+def methods(plugin: Plugins = None) -> None:
     """List methods: equations, sources, knobs, ranges."""
-    from grokscale import registry
-    from grokscale.catalogue import methods as listed
+    from grokscale import catalogue
 
-    typer.echo(listed(registry.load(tuple(plugin or ()))), nl=False)
+    typer.echo(catalogue.methods(_registry(plugin or ())), nl=False)
 
 
 @app.command()
-def tasks(
-    plugin: Annotated[
-        list[str] | None, typer.Option(help="Also what this module adds. Repeatable.", show_default=False)
-    ] = None,
-) -> None:
+def tasks(plugin: Plugins = None) -> None:
     """List tasks and models with their options."""
-    from grokscale import registry
-    from grokscale.catalogue import tasks as listed
+    from grokscale import catalogue
 
-    typer.echo(listed(registry.load(tuple(plugin or ()))), nl=False)
+    typer.echo(catalogue.tasks(_registry(plugin or ())), nl=False)
 
 
 @track_app.command("sync")
 def track_sync(
     sweep: Sweep = None,
-    uri: Annotated[
-        str | None,
-        typer.Option(metavar="URI", help="MLflow's tracking URI. [default: the sweep's]", show_default=False),
-    ] = None,
+    uri: Annotated[str | None, _option(metavar="URI", help="Where MLflow is; default the sweep's.")] = None,
     store: StorePath = None,
 ) -> None:
     """Bring MLflow up to what the store says."""
@@ -341,19 +345,25 @@ def _open(path: str | None) -> Store:
     return Store(path or "runs")
 
 
+def _registry(plugins: Sequence[str]) -> Registry:
+    """The registry with plugins; they may stand in the folder that the command is given in."""
+    from grokscale import registry
+
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return registry.load(plugins)
+
+
 def _resolve(file: Path, overrides: list[str] | None) -> tuple[Registry, Resolved]:
     """The registry with the file's plugins, and the file checked against it: all problems at once."""
-    from grokscale import registry
     from grokscale.spec import resolve_file
 
-    loaded = []
+    loaded: list[Registry] = []
 
-    def load(plugins: Any) -> Registry:
-        loaded.append(registry.load(plugins))
+    def load(plugins: Sequence[str]) -> Registry:
+        loaded.append(_registry(plugins))
         return loaded[0]
 
-    if os.getcwd() not in sys.path:  # a plugin beside the experiments, as `python -m` would find it
-        sys.path.insert(0, os.getcwd())
     resolved = resolve_file(file, overrides or (), registry=load)
     return loaded[0], resolved
 
@@ -368,32 +378,29 @@ def _seeds(text: str | None) -> list[int]:
     return seeds
 
 
-def _resumable(stopped: Any) -> Any:
-    """The interruption with the command that goes on."""
+def _command() -> str:
+    """This very command, to be pasted into a shell."""
     import shlex
 
-    command = shlex.join(["grokscale", *sys.argv[1:]])
-    stopped.args = (f"{stopped}\nresume: {command}",)
-    return stopped
+    return shlex.join(["grokscale", *sys.argv[1:]])
 
 
 def _put(data: bytes, output: Path | None, format: Format = Format.table) -> None:
     if output is not None:
         _write(output, data)
     elif format is Format.parquet and sys.stdout.isatty():
-        raise InputError("parquet on a terminal is noise: name a file with -o, or pipe it")
+        raise InputError("parquet is not for a terminal: name a file with -o, or pipe it")
     else:
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
 
 
-def _write(path: Path, data: bytes) -> Path:
+def _write(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-    return path
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""The desk of a phase: sets a plan against what the store knows, hands out what is missing, files what came back.
+"""The desk of a phase: sets a plan against what the store knows, hands out what is missing, files what came
+back.
 
-The store is the ledger. A request that stored replicas answer is never run again, whatever sweep made them; what the
-driver adds are the rows of `trials`, written when a job is handed out and when it is through.
+The store is the ledger. A request that stored replicas answer is never run again, whatever sweep made them;
+what the driver adds are the rows of `trials`, written when a job is handed out and when it is through.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _NEEDED = ("trial_id", "seed", "grok_step", "val_grok_step", "diverged_step", "o
 
 @dataclass(frozen=True)
 class ArmProgress:
-    """One arm in one phase. best: steps, the geometric mean over seeds of the best trial so far; None before one
-    grokked. grokked, replicas: of the trials done and under way."""
+    """One arm in one phase. best: steps, the geometric mean over seeds of the best trial so far; None before
+    one grokked. grokked, replicas: of the trials done and under way."""
 
     arm: str
     total: int
@@ -43,8 +44,9 @@ class ArmProgress:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a sweep is, for a live table. elapsed, eta: seconds, of the sweep so far and of the phase to come.
-    trained: replicas trained by this run.  reused: trials answered by the store.  failed: trials given up."""
+    """How far a sweep is, for a live table. elapsed, eta: seconds, of the sweep so far and of the phase to
+    come. trained: replicas trained by this run.  reused: trials answered by the store.  failed: trials given
+    up."""
 
     sweep_id: str
     phase: str
@@ -169,13 +171,19 @@ class PhaseDesk:
             self.ledger.file(job, "asked")
             self.ledger.flush()
             self.on_filed()
-            log.info("%s %s %d: trial %s, %d seeds to step %d, %s", *job.key, job.trial_id, len(seeds), job.cap,
-                     canonical_json(job.params))
+            log.info(
+                "%s %s %d: trial %s, %d seeds to step %d, %s",
+                *job.key,
+                job.trial_id,
+                len(seeds),
+                job.cap,
+                canonical_json(job.params),
+            )
             request = {
                 "name": f"{job.phase}-{job.arm}-{job.number}", "spec": job.spec.canonical(), "seeds": seeds,
-                "horizon": job.cap, "until": job.until, **{k: v for k, v in self.worker.items() if k != "root"},
+                "horizon": job.cap, "until": job.until,
             }  # fmt: skip
-            return job.key, {"root": self.worker["root"], "job": request}
+            return job.key, {**self.worker, "job": request}
         return None
 
     def finished(self, key: Key) -> None:
@@ -221,13 +229,18 @@ class PhaseDesk:
         value, capped = search.value_of(rows, job.cap, self.horizon)
         self.ledger.file(job, "ended", value=value)
         self.plan.tell(job, value, capped)
-        arm, grokked = self._arms[job.arm], sum(row["grok_step"] is not None and row["grok_step"] <= job.cap for row in rows)
-        better = value < math.log(self.horizon) and (arm.best is None or math.exp(value) < arm.best)
+        grokked = sum(row["grok_step"] is not None and row["grok_step"] <= job.cap for row in rows)
+        arm, steps = self._arms[job.arm], math.exp(value)
+        best = steps if value < math.log(self.horizon) and (arm.best is None or steps < arm.best) else arm.best
         self._arms[job.arm] = replace(
-            arm, done=arm.done + 1, best=math.exp(value) if better else arm.best, grokked=arm.grokked + grokked,
-            replicas=arm.replicas + len(rows))  # fmt: skip
-        log.info("%s %s %d: ended, objective %.4f%s, %d of %d grokked", *job.key, value, " (capped)" if capped else "",
-                 grokked, len(rows))
+            arm,
+            done=arm.done + 1,
+            best=best,
+            grokked=arm.grokked + grokked,
+            replicas=arm.replicas + len(rows),
+        )
+        said = f"objective {value:.4f}{' (capped)' if capped else ''}, {grokked} of {len(rows)} grokked"
+        log.info("%s %s %d: ended, %s", *job.key, said)
 
     def _fail(self, job: Job, error: str) -> None:
         log.error("%s %s %d: given up: %s", *job.key, error)

@@ -154,6 +154,23 @@ def _ray() -> str:
 
 
 def _mlflow(place: Path) -> str:
-    from grokscale.track import check
+    from grokscale import track
+    from grokscale.spec import canonical_json, seed_for
+    from grokscale.store import Store
 
-    return check(f"sqlite:///{place / 'mlflow.db'}")
+    resolved, store = _tiny(), Store(place / "store")
+    x, arm = resolved.experiment, resolved.arms[0].name
+    sweep_id = resolved.sweep_id
+    store.append("sweeps", [{
+        "sweep_id": sweep_id, "name": x.name, "question": x.question, "baseline": x.baseline,
+        "horizon": HORIZON, "experiment_json": x.to_json(), "version": "0",
+    }])  # fmt: skip
+    store.append("trials", [{
+        "sweep_id": sweep_id, "arm": arm, "phase": "search", "number": 0,
+        "trial_id": resolved.trial(arm).trial_id,
+        "seeds": [seed_for("run", k) for k in range(2)], "params_json": canonical_json({}), "cap": HORIZON,
+        "value": math.log(HORIZON), "state": "ended",
+    }])  # fmt: skip
+    for _ in range(2):  # the second time it is read and compared
+        track.sync(store, sweep_id, f"sqlite:///{place / 'mlflow.db'}")
+    return "a sweep and a trial with its curves written to a fresh database, read back and compared"

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a table that follows it on a terminal, plain lines elsewhere. On stderr.
+"""What a person sees on stderr while a sweep runs: on a terminal a table that follows it, elsewhere lines.
 
 Free of everything heavy, so that it can say something before the heavy things are imported.
 """
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
     from grokscale.desk import ArmProgress, Progress
 
+WIDTH = 76  # of the table, on wider terminals too
 QUIET_S = 5.0  # without a terminal: seconds between lines while the phase stays the same
 
 
 def watch(stream: TextIO, title: str) -> LiveTable | PlainLines:
-    """The view that suits the stream: a live table on a terminal, else lines. A context manager, called with Progress."""
+    """What suits the stream: a live table on a terminal, else lines. Enter it, then call it with Progress."""
     return LiveTable(stream, title) if stream.isatty() else PlainLines(stream, title)
 
 
@@ -87,16 +88,16 @@ class LiveTable:
             return Text(f"{self.title}: starting ({clock(time.monotonic() - self._began)})")
         since = time.monotonic() - self._heard
         head = Text(headline(self.title, self.progress, since), overflow="fold")
-        return Group(head, table(self.progress)) if self.progress.arms else head
+        return Group(head, table(self.progress, self.console.width)) if self.progress.arms else head
 
 
-def table(progress: Progress) -> Table:
-    """A row an arm. Short columns keep their width; the name gives way."""
+def table(progress: Progress, width: int) -> Table:
+    """A row an arm, in at most `width` columns. Short columns keep their width; the name gives way."""
     from rich import box
     from rich.table import Table
 
-    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
-    out.add_column("arm", min_width=8, max_width=28, no_wrap=True, overflow="ellipsis")
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, width=min(width, WIDTH))
+    out.add_column("arm", min_width=8, ratio=1, no_wrap=True, overflow="ellipsis")
     for name, width in (("trials", 6), ("running", 7), ("best", 7), ("grokked", 7)):
         out.add_column(name, justify="right", min_width=width, no_wrap=True)
     for arm in progress.arms:
@@ -111,7 +112,7 @@ def table(progress: Progress) -> Table:
 
 
 def headline(title: str, progress: Progress, since: float = 0.0) -> str:
-    """ "quickstart: search 12/24 trials, 0:42, about 1:20 left". since: seconds since the progress was told."""
+    """ "quickstart: search 12/24 trials, 0:42, about 1:20 left". since: seconds since that was told."""
     done, total = sum(arm.done for arm in progress.arms), sum(arm.total for arm in progress.arms)
     parts = [f"{title}: {progress.phase} {done}/{total} trials" if total else f"{title}: {progress.status}"]
     if total and progress.status != f"{progress.phase}: running":

@@ -7,7 +7,7 @@ and given to the module by `torch.func.functional_call`.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,10 @@ class Model(nn.Module):
         super().__init__()
         self.roles: dict[str, Role] = {}
         self.laws: dict[str, tuple[str, float]] = {}
+
+    if TYPE_CHECKING:  # every attribute that is not set in __init__ is a declared parameter
+
+        def __getattr__(self, name: str) -> Tensor: ...
 
     def declare(self, name: str, shape: tuple[int, ...], role: Role, law: tuple[str, float]) -> None:
         self.register_parameter(name, nn.Parameter(torch.empty(shape, device="meta")))

@@ -47,21 +47,19 @@ def crossing(steps: np.ndarray, accuracy: np.ndarray, threshold: float) -> Cross
     A crossing at step t is sustained when accuracy is at or above the threshold at every evaluation from t to 1.1 t
     and at three at least.  steps: (E,) increasing.  accuracy: (E,).
     """
-    first = pending = None
-    start: int | None = None  # index where the current stretch above the threshold began
-    for i, (step, above) in enumerate(zip(steps, accuracy >= threshold, strict=True)):
-        if not above:
-            start = None
-            continue
-        if start is None:
-            start = i
-        if first is None:
-            first = int(step)
-        if i - start + 1 >= LOOKS and step >= SUSTAIN * steps[start]:
+    above = np.concatenate([[False], accuracy >= threshold, [False]])
+    stretches = np.flatnonzero(above[1:] != above[:-1]).reshape(-1, 2)  # [start, end) of each stay above
+    if not len(stretches):
+        return Crossing(None, None, None)
+    first = int(steps[stretches[0, 0]])
+    for start, end in stretches:
+        # In whole numbers: 1.1 * 50 is a little more than 55. An evaluation beyond 1.1 t decides even if it is below.
+        due = 11 * int(steps[start])
+        held = 10 * int(steps[end - 1]) >= due or (end < len(steps) and 10 * int(steps[end]) > due)
+        if end - start >= LOOKS and held:
             return Crossing(first, int(steps[start]), None)
-    if start is not None:
-        pending = int(steps[start])
-    return Crossing(first, None, pending)
+    start, end = stretches[-1]
+    return Crossing(first, None, int(steps[start]) if end == len(steps) else None)
 
 
 def judge(curve: Mapping[str, np.ndarray], *, threshold: float, observed_to: int,

@@ -32,7 +32,8 @@ def write_part(store: Store, spec: TrialSpec, evaluation: Evaluation, *, device:
     count = len(curves["seed"])
     store.append("curves", {"trial_id": np.full(count, spec.trial_id), "attempt": np.full(count, attempt), **curves})
     about = provenance(spec, device)
-    rows = [{**about, **row, "attempt": attempt, "wall_s": wall_s, "at": datetime.now(UTC)} for row in evaluation.replicas()]
+    about |= {"attempt": attempt, "wall_s": wall_s, "at": datetime.now(UTC)}
+    rows = [{**about, **row} for row in evaluation.replicas()]
     store.append("replicas", rows)
     return rows
 

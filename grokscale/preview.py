@@ -1,4 +1,4 @@
-"""What a sweep would do and cost, before it does anything: `grokscale sweep FILE --dry-run`. Writes nothing."""
+"""What a sweep would do and cost, before it does anything: `grokscale sweep FILE --dry-run`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from grokscale import search, stats
 from grokscale.entries import Registry
-from grokscale.report.text import grid, number
+from grokscale.report.words import grid, number
 from grokscale.spec import Resolved, TrialSpec, seed_for
 from grokscale.train import packs, train
 
@@ -20,13 +20,13 @@ TASTE_S = 1.0  # a few real steps: about this long for each size of pack
 
 @dataclass(frozen=True)
 class Phase:
-    """What one phase may come to. steps: optimiser steps of single replicas.  pack_steps: steps of whole packs."""
+    """What one phase may come to. horizon: of a replica.  packs: replicas in each of a trial's packs."""
 
     name: str
     trials: int
     seeds: int
     horizon: int
-    packs: tuple[int, ...]  # replicas in each pack of a trial
+    packs: tuple[int, ...]
 
     @property
     def replicas(self) -> int:
@@ -34,14 +34,15 @@ class Phase:
 
     @property
     def steps(self) -> int:
+        """Optimiser steps of all replicas."""
         return self.replicas * self.horizon
 
 
 def phases(resolved: Resolved) -> list[Phase]:
     """The phases at their largest: no trial capped, every replica to its horizon.
 
-    A confirmed replica that groks is watched to twice its grok step, hence 2 x horizon; the confirmation's own horizon
-    is set after the race and may be longer.
+    A confirmed replica that groks is watched to twice its grok step, hence 2 x horizon; its own
+    horizon is set after the race and may be longer.
     """
     x = resolved.experiment
     sizes = [search.size(arm, x.search.trials) for arm in resolved.arms]
@@ -52,7 +53,7 @@ def phases(resolved: Resolved) -> list[Phase]:
         ("confirm", len(resolved.arms), x.confirm.seeds, 2 * resolved.horizon),
     ]
     return [
-        Phase(name, trials, seeds, horizon, tuple(len(pack) for pack in packs(range(seeds), x.resources.lanes)))
+        Phase(name, trials, seeds, horizon, tuple(map(len, packs(range(seeds), x.resources.lanes))))
         for name, trials, seeds, horizon in asked if trials and seeds
     ]  # fmt: skip
 
@@ -97,21 +98,19 @@ def dry_run(resolved: Resolved, registry: Registry) -> str:
     )
     device = "device" if x.resources.gpus else f"{x.resources.cpus}-CPU"
     lines = [
-        f"{resolved.sweep_id}: {len(resolved.arms)} arms, baseline {x.baseline}, horizon {number(resolved.horizon)} steps",
+        f"{resolved.sweep_id}: {len(resolved.arms)} arms, baseline {x.baseline}, "
+        f"horizon {number(resolved.horizon)} steps",
         "",
         grid(["phase", "trials", "seeds", "replicas", "steps at most", f"{device}-hours"], rows, "<>>>>>"),
         "",
-        "At most: no trial capped, nothing taken from the store, confirmed replicas to twice the horizon. Hours at the",
-        "speed of the baseline's packs in this process: "
-        + ", ".join(f"{n} lanes {1e3 * cost[n]:.2g} ms a step" for n in sizes)
-        + ".",
+        "At most: no trial capped, nothing taken from the store, confirmed replicas watched to twice",
+        "the horizon. Hours at the speed of the baseline's packs in this process:",
+        ", ".join(f"{n} replicas {1e3 * cost[n]:.2g} ms a step" for n in sizes) + ".",
     ]
     if x.confirm.seeds:
         s = stats.detectable(x.confirm.seeds)
         shown = f"S = {s:.2f} or more" if math.isfinite(s) else "no S at all: an interval takes two seeds"
-        lines.append(
-            f"{x.confirm.seeds} confirmation seeds show {shown} with 80 % power (log-sd of grok steps {stats.LOG_SD:g})."
-        )
+        lines.append(f"{x.confirm.seeds} confirmation seeds show {shown} with 80 % power.")
     else:
         lines.append("confirm.seeds = 0: everything stays exploratory.")
     return "\n".join([*lines, "Nothing was written."]) + "\n"

@@ -26,7 +26,7 @@ def load(plugins: Sequence[str] = ()) -> Registry:
             module = importlib.import_module(name)
         except ImportError as error:
             raise InputError([
-                f"plugin: module {name!r} cannot be imported: {error}; it has to be installed, or its folder on PYTHONPATH"
+                f"plugin: module {name!r} cannot be imported: {error}; install it, or put its folder on PYTHONPATH"
             ]) from error
         hashes[name] = _source_hash(module.__file__)
     return Registry(METHODS, TASKS, MODELS, hashes)

@@ -1,11 +1,13 @@
 """Optuna as a pure function of the ledger, and the plans of a sweep's phases (evaluation.md section 3).
 
-A sweep is a function of its file. Trials are asked in generations by a fresh sampler, seeded with hash(sweep, arm,
-generation), from the outcomes of earlier generations told in trial order; caps come from the same set. So neither the
-number of workers, nor the order in which trials end, nor a dead driver changes what is asked next, and the study can
-be rebuilt from the store at any time. Nothing here reads a clock, a file or a random state of its own.
+A sweep is a function of its file. Trials are asked in generations by a fresh sampler, seeded with hash(sweep,
+arm, generation), from the outcomes of earlier generations told in trial order; caps come from the same set.
+So neither the number of workers, nor the order in which trials end, nor a dead driver changes what is asked
+next, and the study can be rebuilt from the store at any time. Nothing here reads a clock, a file or a random
+state of its own.
 
-A *plan* says what a phase has to do (`jobs`), hears what came of it (`tell`) and knows when it is through (`done`).
+A *plan* says what a phase has to do (`jobs`), hears what came of it (`tell`) and knows when it is through
+(`done`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from grokscale import stats
 from grokscale.spec import Resolved, ResolvedArm, TrialSpec, seed_for
@@ -29,7 +31,9 @@ MARGIN = 2.0  # a trial that cannot come within this factor of its arm's best is
 
 
 class Ended(NamedTuple):
-    """A search trial that is through. value: the objective, None where it failed. capped: it was stopped early."""
+    """A search trial that is through. value: the objective, None where it failed. capped: it was stopped
+    early.
+    """
 
     number: int
     params: dict[str, Any]
@@ -61,10 +65,16 @@ class Job:
 
 
 class Plan(Protocol):
-    """What a phase has to do. The answers may come in any order; they change nothing but when the next are asked."""
+    """What a phase has to do. The answers may come in any order; they change nothing but when the next are
+    asked.
+    """
 
     phase: str
-    sizes: Mapping[str, int]  # jobs in all, per arm
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Jobs in all, per arm."""
+        ...
 
     def jobs(self) -> list[Job]:
         """Every job that may run now and has not been told, the arms taking turns."""
@@ -94,8 +104,8 @@ def propose(
     ended: every trial of the earlier generations, in any order.  generation: only for the error message.
     seed: of the sampler.  A longer generation begins with the shorter one's trials.
 
-    The arm's points are asked first. A capped trial is told as it is valued (log horizon), a failed one is not told,
-    nor is a point outside the space (a knob's zero).
+    The arm's points are asked first. A capped trial is told as it is valued (log horizon), a failed one is
+    not told, nor is a point outside the space (a knob's zero).
     """
     past = sorted(ended)
     if [trial.number for trial in past] != list(range(len(past))):
@@ -110,7 +120,9 @@ def propose(
         if trial.value is not None and inside(trial.params, space):
             study.add_trial(
                 optuna.trial.create_trial(
-                    value=trial.value, params={knob: trial.params[knob] for knob in space}, distributions=space
+                    value=trial.value,
+                    params={knob: trial.params[knob] for knob in space},
+                    distributions=space,
                 )
             )
     points = [dict(point) for point in arm.points[len(past) : len(past) + count]]
@@ -122,27 +134,32 @@ def inside(params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> 
     """Does every searched knob lie in its range?"""
     for knob, distribution in space.items():
         value = params[knob]
-        if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-            if value not in distribution.choices:
-                return False
-        elif isinstance(distribution, optuna.distributions.FloatDistribution | optuna.distributions.IntDistribution):
-            if not distribution.low <= value <= distribution.high:
-                return False
+        if isinstance(distribution, CategoricalDistribution):
+            fits = value in distribution.choices
+        else:
+            assert isinstance(distribution, FloatDistribution | IntDistribution)
+            fits = distribution.low <= value <= distribution.high
+        if not fits:
+            return False
     return True
 
 
 def cap_for(earlier: Iterable[Ended], horizon: int) -> int:
-    """Steps after which a search trial cannot come within MARGIN of the best of earlier generations of its arm."""
+    """Steps after which a search trial cannot come within MARGIN of the best of earlier generations of its
+    arm.
+    """
     values = [trial.value for trial in earlier if trial.value is not None and not trial.capped]
     return min([horizon, *(math.ceil(MARGIN * math.exp(value)) for value in values)])
 
 
 def value_of(rows: Sequence[Mapping[str, Any]], cap: int, horizon: int) -> tuple[float, bool]:
-    """(objective, capped) of a trial from its replicas: log of the geometric mean of min(val_grok_step, horizon).
+    """(objective, capped) of a trial from its replicas: log of the geometric mean of min(val_grok_step,
+    horizon).
 
-    What a replica did after `cap` is not looked at, though the store may know it from elsewhere. A replica that had
-    neither grokked nor diverged at a cap below the horizon makes the trial capped: its value is then log(horizon),
-    for early and late trials alike.  Divergence is known for good, so it counts as the horizon and caps nothing.
+    What a replica did after `cap` is not looked at, though the store may know it from elsewhere. A replica
+    that had neither grokked nor diverged at a cap below the horizon makes the trial capped: its value is then
+    log(horizon), for early and late trials alike.  Divergence is known for good, so it counts as the horizon
+    and caps nothing.
     """
     seen = times(rows, cap)
     lost = [row["diverged_step"] is not None and row["diverged_step"] <= cap for row in rows]
@@ -172,7 +189,8 @@ def shortlist(ended: Sequence[Ended], top: int) -> list[Ended]:
 def tau_confirm(steps: Sequence[float], horizon: int) -> int:
     """The horizon of a confirmation from the raced baseline's grok steps (inf = never).
 
-    max(horizon, 3 x median rounded up to a power of two); 2 x horizon where fewer than half of the seeds grok.
+    max(horizon, 3 x median rounded up to a power of two); 2 x horizon where fewer than half of the seeds
+    grok.
     """
     grokked = np.isfinite(steps)
     middle = stats.median(np.where(grokked, steps, horizon), grokked) if len(steps) else None
@@ -208,7 +226,15 @@ class SearchPlan:
         seed = generation_seed(self.sweep_id, arm.name, generation)
         cap = cap_for(past, self.horizon)
         return [
-            Job("search", arm.name, len(past) + i, params, self.resolved.trial(arm.name, params), self.seeds, cap)
+            Job(
+                "search",
+                arm.name,
+                len(past) + i,
+                params,
+                self.resolved.trial(arm.name, params),
+                self.seeds,
+                cap,
+            )
             for i, params in enumerate(propose(arm, past, generation, count=count, seed=seed))
         ]
 
@@ -262,7 +288,15 @@ def race_plan(resolved: Resolved, ended: Mapping[str, Sequence[Ended]]) -> Fixed
     seeds = tuple(seed_for("search", k) for k in range(first, first + race.seeds))
     racing = {arm.name: shortlist(ended[arm.name], race.top) if seeds else [] for arm in resolved.arms}
     jobs = [
-        Job("race", arm, trial.number, trial.params, resolved.trial(arm, trial.params), seeds, resolved.horizon)
+        Job(
+            "race",
+            arm,
+            trial.number,
+            trial.params,
+            resolved.trial(arm, trial.params),
+            seeds,
+            resolved.horizon,
+        )
         for rank in range(race.top)
         for arm, trials in racing.items()
         for trial in trials[rank : rank + 1]
@@ -282,8 +316,8 @@ class Winner:
 def winners(resolved: Resolved, ended: Mapping[str, Sequence[Ended]], race: FixedPlan) -> dict[str, Winner]:
     """The winner of every arm: the lowest objective pooled over search and race seeds.
 
-    The objective is a mean over seeds, so pooling weighs the two by their seeds. An arm all of whose trials failed
-    has no winner; one whose races all failed is judged by its search alone.
+    The objective is a mean over seeds, so pooling weighs the two by their seeds. An arm all of whose trials
+    failed has no winner; one whose races all failed is judged by its search alone.
     """
     n_search, n_race = resolved.experiment.search.seeds, resolved.experiment.race.seeds
     chosen = {}
@@ -305,7 +339,8 @@ def winners(resolved: Resolved, ended: Mapping[str, Sequence[Ended]], race: Fixe
 def defaults(resolved: Resolved) -> dict[str, Winner]:
     """The winners where nothing is searched: every arm's settings as they stand."""
     return {
-        arm.name: Winner(0, dict(arm.defaults), resolved.trial(arm.name, arm.defaults).trial_id) for arm in resolved.arms
+        arm.name: Winner(0, dict(arm.defaults), resolved.trial(arm.name, arm.defaults).trial_id)
+        for arm in resolved.arms
     }
 
 
@@ -313,7 +348,16 @@ def confirm_plan(resolved: Resolved, winners: Mapping[str, Winner], seeds: Seque
     """Confirm: the winner of every arm on fresh seeds; what groks is watched to twice its grok step."""
     chosen = [(arm.name, winners[arm.name]) for arm in resolved.arms if arm.name in winners]
     jobs = [
-        Job("confirm", arm, one.number, one.params, resolved.trial(arm, one.params), tuple(seeds), tau, "stable")
+        Job(
+            "confirm",
+            arm,
+            one.number,
+            one.params,
+            resolved.trial(arm, one.params),
+            tuple(seeds),
+            tau,
+            "stable",
+        )
         for arm, one in chosen
     ]
     return FixedPlan("confirm", jobs)

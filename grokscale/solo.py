@@ -14,7 +14,8 @@ import torch
 from grokscale.entries import Registry
 from grokscale.outcomes import answers
 from grokscale.parts import device_name, write_part
-from grokscale.report.text import grid, knobs, median, number
+from grokscale.report.text import median
+from grokscale.report.words import count, grid, knobs, number
 from grokscale.spec import TrialSpec
 from grokscale.store import Store
 from grokscale.train import Evaluation, packs, timing, train
@@ -36,8 +37,8 @@ def run(
 ) -> list[dict[str, Any]]:
     """Train the replicas `seeds` of a trial here and now; their rows, in the order of the seeds.
 
-    store: where finished packs are appended, as a sweep's worker does it; replicas that it holds already are taken
-    from there. None: everything is trained and nothing kept.  say: told a line about once a second.
+    store: where finished packs are appended, as a sweep's worker does it; replicas that it holds already are
+    taken from there. None: everything is trained and nothing kept.  say: told a line about once a second.
     """
     torch.set_num_threads(threads)
     known = store.answered([spec.trial_id]) if store is not None else {}
@@ -106,7 +107,7 @@ def epoch_steps(spec: TrialSpec, labels: int) -> int:
 
 
 def table(spec: TrialSpec, rows: Sequence[Mapping[str, Any]], horizon: int) -> str:
-    """The replicas, a line each: when they fitted, first crossed, grokked, in steps and epochs; and the medians."""
+    """A line per replica: when it fitted, first crossed, grokked, in steps and epochs; then the medians."""
     epoch = epoch_steps(spec, rows[0]["labels"])
 
     def event(step: float | None) -> list[str]:
@@ -133,12 +134,20 @@ def table(spec: TrialSpec, rows: Sequence[Mapping[str, Any]], horizon: int) -> s
     header = ["seed", "outcome", "fit", "epochs", "first", "epochs", "grok", "epochs", "seen to", "test acc"]
     text = grid(header, [*body, middle], "<<>>>>>>>>")
     grokked = sum(row["grok_step"] is not None and row["grok_step"] <= horizon for row in rows)
+    method = "+".join(part["name"] for part in spec.method)
     head = [
-        f"trial {spec.trial_id}: {'+'.join(part['name'] for part in spec.method)} on {spec.task['name']}, {spec.model['name']}",
+        f"trial {spec.trial_id}: {method} on {spec.task['name']}, {spec.model['name']}",
         knobs(spec.params()),
-        f"grokked {grokked} of {len(rows)} by step {number(horizon)} (test accuracy >= {spec.threshold:g}, sustained); "
-        f"an epoch has {number(epoch)} steps",
+        f"grokked {grokked} of {len(rows)} by step {number(horizon)} (test accuracy >= {spec.threshold:g}, "
+        f"sustained); an epoch has {number(epoch)} steps",
     ]
     if spec.monitor == "test":
         head.append("monitor = test: methods looked at the test split")
     return "\n".join([*head, "", text]) + "\n"
+
+
+def timing_line(row: Mapping[str, Any]) -> str:
+    """A row of `timings` in words."""
+    on, off = (f"{1e3 * row[name]:.3g} ms" for name in ("seconds_on", "seconds_off"))
+    method_off = f", {off} with the method off" if off != on else ""
+    return f"alone: {on} a step{method_off}, on {row['device']} ({count(row['threads'], 'thread')})\n"

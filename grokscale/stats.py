@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
-LOG_SD = 0.4  # of grok steps between seeds, measured on parity and modular addition
+LOG_SD = 0.4  # of grok steps between seeds: what designs are worked out with
 EXACT = 20  # up to this many pairs every one of the 2^n sign flips is counted
 
 Floats = NDArray[np.floating[Any]]
+Times = ArrayLike | Sequence[float | None]  # None is "never" too
 Clock = Callable[[Floats], Floats]
 
 
@@ -72,7 +73,7 @@ class SpeedUp:
         return self.censored_base == self.censored_arm == self.n
 
 
-def clamped(times: ArrayLike, tau: float) -> tuple[Floats, NDArray[np.bool_]]:
+def clamped(times: Times, tau: float) -> tuple[Floats, NDArray[np.bool_]]:
     """(min(T, tau), whether T <= tau): times and events of right-censored data.
 
     Raises ValueError for a time or a horizon that is not positive: they are compared by their logs.
@@ -87,8 +88,15 @@ def clamped(times: ArrayLike, tau: float) -> tuple[Floats, NDArray[np.bool_]]:
     return np.where(event, t, tau), event
 
 
-def paired_speedup(t_base: ArrayLike, t_arm: ArrayLike, tau: float, *, clock_base: Clock | None = None,
-                   clock_arm: Clock | None = None, rng: np.random.Generator | None = None) -> SpeedUp:
+def paired_speedup(
+    t_base: Times,
+    t_arm: Times,
+    tau: float,
+    *,
+    clock_base: Clock | None = None,
+    clock_arm: Clock | None = None,
+    rng: np.random.Generator | None = None,
+) -> SpeedUp:
     """S = exp(mean over pairs of log min(T_base, tau) - log min(T_arm, tau)), with all that stands beside it.
 
     t_base, t_arm: (n,) steps, the same seed at the same place.  tau: common horizon in steps.
@@ -120,7 +128,8 @@ def paired_speedup(t_base: ArrayLike, t_arm: ArrayLike, tau: float, *, clock_bas
         rmst_ratio=cost.value, rmst_lo=cost.lo, rmst_hi=cost.hi,
         median_base=median(x, base), median_arm=median(y, arm),
         success_base=float(base.mean()), success_arm=float(arm.mean()),
-        p_sooner=p_sooner(x, base, y, arm), logrank_p=logrank(x, base, y, arm).p if grokked else None)
+        p_sooner=p_sooner(x, base, y, arm), logrank_p=logrank(x, base, y, arm).p if grokked else None,
+    )  # fmt: skip
 
 
 def _exp(value: float) -> float:
@@ -191,7 +200,7 @@ def correlation(x: ArrayLike, y: ArrayLike) -> float | None:
     return float(np.clip(a @ b / norm, -1, 1)) if norm > 1e-12 * len(a) else None
 
 
-def rmst(times: ArrayLike, tau: float) -> float:
+def rmst(times: Times, tau: float) -> float:
     """Mean of min(T, tau): all censoring is at tau, so this is the area under Kaplan-Meier up to tau."""
     return float(clamped(times, tau)[0].mean())
 
@@ -313,12 +322,16 @@ def detectable(n: int, sd_log: float = LOG_SD, power: float = 0.8, corr: float =
     return math.exp(delta * sd_log * math.sqrt(2 * (1 - corr) / n))
 
 
-def objective(val_grok_steps: ArrayLike, tau: float) -> float:
-    """What a search minimises: the log of the geometric mean of the clamped steps; always finite."""
-    return float(np.log(clamped(val_grok_steps, tau)[0]).mean())
+def objective(val_grok_steps: Times, tau: float) -> float:
+    """What a search minimises: the log of the geometric mean of the clamped steps; always finite.
+
+    A step of 0 (there before the training) counts as 1.
+    """
+    steps = np.atleast_1d(np.asarray(val_grok_steps, dtype=object))
+    return float(np.log(clamped([1 if step == 0 else step for step in steps], tau)[0]).mean())
 
 
-def geometric_mean_clamped(times: ArrayLike, tau: float) -> float:
+def geometric_mean_clamped(times: Times, tau: float) -> float:
     """exp(mean of log min(T, tau))."""
     return math.exp(objective(times, tau))
 

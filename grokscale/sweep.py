@@ -1,29 +1,24 @@
 """One sweep from end to end: search, race, confirm, timing, the answer; and how it stops and goes on again.
 
-The store is the ledger: what it answers is not run, so the same command again resumes, and where nothing is left to
-run, Ray is not even imported. Order of writes: a worker's part, the driver's row of `trials`, MLflow. A start repairs
-in that order.
+The store is the ledger: what it answers is not run, so the same command again resumes, and where nothing is
+left to run, Ray is not even imported. Order of writes: a worker's part, the driver's row of `trials`, MLflow.
+A start repairs in that order.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import signal
-import socket
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grokscale import answers, search
+from grokscale.control import Stop, SweepInterrupted, locked, logged
 from grokscale.desk import ArmProgress, Failure, Ledger, PhaseDesk, Phases, Progress
 from grokscale.errors import GrokscaleError
 from grokscale.parts import device_name, package_version
@@ -43,18 +38,6 @@ log = logging.getLogger(__name__)
 
 TRACKING_S = 600.0  # seconds that MLflow may take to catch up at the end ...
 TRACKING_STOPPED_S = 3.0  # ... and after Ctrl-C, which has to be through in 10
-
-
-class SweepInterrupted(GrokscaleError):
-    """The sweep was stopped in order: everything that was done is saved, the same command goes on from there.
-
-    reason: "interrupted", "terminated" or "hours".
-    """
-
-    def __init__(self, reason: str, text: str) -> None:
-        super().__init__(text)
-        self.reason = reason
-        self.exit_code = 0 if reason == "hours" else 130
 
 
 @dataclass(frozen=True)
@@ -83,13 +66,13 @@ def run_sweep(
     tracking: MLflow's URI; None is the experiment's, or a database beside the store; "none" is no MLflow.
     on_progress: called in this thread, at most twice a second and at every change of phase.
 
-    Raises SweepInterrupted after Ctrl-C, SIGTERM or limits.hours; GrokscaleError where another driver runs the same
-    sweep, or its baseline has no trial that works.  A second Ctrl-C ends the process at once.
+    Raises SweepInterrupted after Ctrl-C, SIGTERM or limits.hours; GrokscaleError where another driver runs
+    the same sweep, or its baseline has no trial that works.  A second Ctrl-C ends the process at once.
     """
     folder = store.sweep_dir(resolved.sweep_id)
     hours = resolved.experiment.limits.hours
     uri = tracking or resolved.experiment.tracking or default_uri(store)
-    with _locked(folder / "lock", resolved.sweep_id), _logged(folder / "log.txt"), _Stop(hours) as stop:
+    with locked(folder / "lock", resolved.sweep_id), logged(folder / "log.txt"), Stop(hours) as stop:
         sweep = _Sweep(resolved, store, stop, on_progress or (lambda progress: None), None if uri == "none" else uri)
         status = "FAILED"
         try:
@@ -114,91 +97,11 @@ def trainable(method: str | list[str], **settings: Any) -> type:
     return make(method, **settings)
 
 
-class _Stop:
-    """Says when to stop: Ctrl-C or SIGTERM, or limits.hours. A second signal ends the process at once."""
-
-    def __init__(self, hours: float | None) -> None:
-        self.reason: str | None = None
-        self._hours = hours
-        self._deadline = None if hours is None else time.monotonic() + 3600 * hours
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> _Stop:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._heard)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _heard(self, number: int, frame: object) -> None:
-        if self.reason in ("interrupted", "terminated"):
-            if sys.stderr.isatty():
-                os.write(2, b"\x1b[?25h\n")  # a live table hides the cursor
-            os._exit(128 + number)
-        self.reason = "interrupted" if number == signal.SIGINT else "terminated"
-
-    def __call__(self) -> bool:
-        if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
-            self.reason = "hours"
-        return self.reason is not None
-
-    def check(self) -> None:
-        """Raise SweepInterrupted where it is time to."""
-        if self():
-            said = f"limits.hours = {self._hours:g} reached" if self.reason == "hours" else str(self.reason)
-            raise SweepInterrupted(str(self.reason), f"{said}; everything so far is saved, the same command goes on")
-
-
-@contextmanager
-def _locked(path: Path, sweep_id: str) -> Iterator[None]:
-    """One driver per sweep: an flock, which the system lets go of when the driver ends, however it ends."""
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise GrokscaleError(
-                f"sweep {sweep_id} is being run by {holder} (lock {path}); wait for it, or stop it there with Ctrl-C"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
-
-
-@contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """grokscale's messages and Tune's go into the sweep's log, not to the terminal."""
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    kept = []
-    for name, level in (("grokscale", logging.INFO), ("ray.tune", logging.WARNING),
-                        ("ray.tune.analysis", logging.ERROR), ("mlflow", logging.WARNING),
-                        ("alembic", logging.WARNING)):
-        logger = logging.getLogger(name)
-        kept.append((logger, logger.level, logger.propagate))
-        logger.setLevel(level)
-        logger.propagate = False
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        for logger, level, propagate in kept:
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-            logger.propagate = propagate
-        handler.close()
-
-
 @dataclass
 class _Sweep:
     resolved: Resolved
     store: Store
-    stop: _Stop
+    stop: Stop
     tell: Callable[[Progress], None]
     uri: str | None
     failures: list[Failure] = field(default_factory=list)
@@ -244,10 +147,11 @@ class _Sweep:
         """The sweep's own row, once."""
         if not self.store.table("sweeps", sweep_id=self.sweep_id).num_rows:
             x = self.experiment
-            self.store.append("sweeps", [{
+            row = {
                 "sweep_id": self.sweep_id, "name": x.name, "question": x.question, "baseline": x.baseline,
-                "horizon": self.resolved.horizon, "experiment_json": x.to_json(), "version": package_version(),
-            }])  # fmt: skip
+                "horizon": self.resolved.horizon, "experiment_json": x.to_json(),
+            }  # fmt: skip
+            self.store.append("sweeps", [{**row, "version": package_version()}])
 
     def _phases(self) -> Iterator[PhaseDesk]:
         """Search, race, confirm; each is made when the one before is through.
@@ -283,9 +187,11 @@ class _Sweep:
         return PhaseDesk(plan, self.ledger, horizon, worker, self._heard, self._filed, self.failures)
 
     def _planned(self, known: list[dict[str, Any]], winners: dict[str, Winner], tau: int) -> dict[str, Any]:
-        """The plan: what is confirmed, on which seeds, to which horizon; written before the first of them runs.
+        """The plan: what is confirmed, on which seeds, to which horizon; written before the first of them
+        runs.
 
-        A search or a confirmation of another size is a new plan, on the next block of seeds: n is fixed beforehand.
+        A search or a confirmation of another size is a new plan, on the next block of seeds: n is fixed
+        beforehand.
         """
         used = sum(len(row["seeds"]) for row in known)
         row = {
@@ -294,7 +200,13 @@ class _Sweep:
             "winners_json": canonical_json({arm: vars(winner) for arm, winner in winners.items()}),
         }  # fmt: skip
         self.store.append("plans", [row])
-        log.info("plan %d: horizon %d, %d seeds, winners %s", row["block"], tau, len(row["seeds"]), row["winners_json"])
+        log.info(
+            "plan %d: horizon %d, %d seeds, winners %s",
+            row["block"],
+            tau,
+            len(row["seeds"]),
+            row["winners_json"],
+        )
         return row
 
     def _winners(self) -> dict[str, Winner]:
@@ -303,7 +215,11 @@ class _Sweep:
 
     def _plan_key(self) -> str:
         x = self.experiment
-        asked = {"search": x.search.model_dump(), "race": x.race.model_dump(), "confirm": x.confirm.model_dump()}
+        asked = {
+            "search": x.search.model_dump(),
+            "race": x.race.model_dump(),
+            "confirm": x.confirm.model_dump(),
+        }
         if not x.search.trials:
             asked["search"] = asked["race"] = {}
         return hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:12]
@@ -312,7 +228,7 @@ class _Sweep:
         baseline = winners.get(self.experiment.baseline)
         if baseline is None:
             raise GrokscaleError(
-                f"every trial of the baseline {self.experiment.baseline} failed, so there is nothing to compare with:\n"
+                f"every trial of the baseline {self.experiment.baseline} failed, there is nothing to compare with:\n"
                 + "\n".join(f"{f.phase} {f.arm} {f.number}: {_last_line(f.error)}" for f in self.failures)
             )
         seeds = [seed_for("search", k) for k in range(self.experiment.search.seeds + self.experiment.race.seeds)]
@@ -331,25 +247,30 @@ class _Sweep:
         if not (missing := {trial_id: arm for arm, trial_id in ids.items() if trial_id not in timed}):
             return
         cluster = self._started()
-        if self._mirror is not None:
-            self.say("waiting for MLflow")  # which would take part of what is to be timed
-            self._mirror.wait(60.0)
-        for trial_id, arm in missing.items():
-            self.say(f"timing {arm}")
-            spec = self.resolved.trial(arm, winners[arm].params)
-            try:
-                row = cluster.timing(spec.canonical(), resources.cpus, device, self.stop)
-            except GrokscaleError as error:  # the answer in steps stands without it
-                log.error("%s (%s): %s", trial_id, arm, error)
-                continue
-            if row is not None:
-                self.store.append("timings", [row])
-            self.stop.check()
+        # MLflow would take part of what is to be timed.
+        with self._mirror.paused() if self._mirror is not None else nullcontext():
+            for trial_id, arm in missing.items():
+                self.say(f"timing {arm}")
+                spec = self.resolved.trial(arm, winners[arm].params)
+                try:
+                    row = cluster.timing(spec.canonical(), resources.cpus, device, self.stop)
+                except GrokscaleError as error:  # the answer in steps stands without it
+                    log.error("%s (%s): %s", trial_id, arm, error)
+                    continue
+                if row is not None:
+                    self.store.append("timings", [row])
+                self.stop.check()
 
     def _answer(self) -> None:
         """Store the speed-ups, unless the store has them as they are."""
         self.say("comparing")
-        rows = answers.compute(self.store, self.sweep_id)
+        try:
+            rows = answers.compute(self.store, self.sweep_id)
+        except GrokscaleError as error:
+            if not self.failures:
+                raise
+            log.error("no answer, as trials failed: %s", error)
+            return
         kept = {_comparison(row): row for row in self.store.speedups(sweep_id=self.sweep_id).to_pylist()}
         news = [row for row in rows if not _same(row, kept.get(_comparison(row)))]
         self.store.append("speedups", news)
@@ -375,8 +296,11 @@ class _Sweep:
 
     def _heard(self, progress: Progress) -> None:
         self._last = replace(
-            progress, sweep_id=self.sweep_id, status=progress.status or f"{progress.phase}: running",
-            elapsed=time.monotonic() - self.began)
+            progress,
+            sweep_id=self.sweep_id,
+            status=progress.status or f"{progress.phase}: running",
+            elapsed=time.monotonic() - self.began,
+        )
         self.tell(self._last)
 
     def say(self, status: str) -> None:
@@ -402,7 +326,9 @@ def _comparison(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _same(row: dict[str, Any], kept: dict[str, Any] | None) -> bool:
-    return kept is not None and all(kept.get(name) == value for name, value in row.items() if name not in ("at", "version"))
+    return kept is not None and all(
+        kept.get(name) == value for name, value in row.items() if name not in ("at", "version")
+    )
 
 
 def _last_line(text: str) -> str:

@@ -1,8 +1,8 @@
 """MLflow as a mirror of the store, for people to browse: a parent run per sweep, a child run per trial.
 
-Everything is read from the store and compared with what MLflow has, so it may be done at any time and any number of
-times: nothing is doubled, what is missing is added, no run stays RUNNING once nobody runs it. MLflow may be down; a
-sweep goes on and the next `sync` catches up.
+Everything is read from the store and compared with what MLflow has, so it may be done at any time and any
+number of times: nothing is doubled, what is missing is added, no run stays RUNNING once nobody runs it.
+MLflow may be down; a sweep goes on and the next `sync` catches up.
 """
 
 from __future__ import annotations
@@ -14,14 +14,10 @@ import logging
 import math
 import os
 import re
-import signal
-import subprocess
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +46,6 @@ BATCH = 1000  # metrics in one call, MLflow's limit
 NOTE_CHARS = 7500
 PAUSE_S = 5.0  # between two looks at the store, at least ...
 SHARE = 5.0  # ... and this many times what a look takes: it shares the CPUs with the training
-SERVER_S = 90.0  # for MLflow's server to answer
 DONE = "grokscale.logged"  # a run's tag once all that belongs to it has been logged
 
 
@@ -78,8 +73,8 @@ def uri_of(store: Store, sweep_id: str) -> str:
 def sync(store: Store, sweep_id: str, uri: str, *, status: str | None = None) -> None:
     """Bring MLflow up to what the store says of a sweep.
 
-    status: FINISHED, FAILED or KILLED, of the parent; RUNNING while a driver is at work; None = as the store has it.
-    Raises TrackingError where MLflow cannot be reached or refuses.
+    status: FINISHED, FAILED or KILLED, of the parent; RUNNING while a driver is at work; None = as the store
+    has it. Raises TrackingError where MLflow cannot be reached or refuses.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -88,7 +83,11 @@ def sync(store: Store, sweep_id: str, uri: str, *, status: str | None = None) ->
 
     try:
         _Sync(store, sweep_id, uri).run(status)
-    except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:  # requests' errors are OSErrors
+    except (
+        MlflowException,
+        sqlalchemy.exc.SQLAlchemyError,
+        OSError,
+    ) as error:  # requests' errors are OSErrors
         first = str(error).strip().partition("\n")[0]
         raise TrackingError(f"MLflow at {uri}: {first or type(error).__name__}") from error
 
@@ -111,7 +110,7 @@ class _Sync:
         parents = [run for run in runs if run.data.tags.get("kind") == "sweep"]
         parent = parents[0] if parents else self._create(experiment, self.sweep_id, {"kind": "sweep"}, None)
         self._state(parent, "RUNNING" if status == "RUNNING" else None)
-        children = {run.data.tags.get("request"): run for run in runs if run.data.tags.get("kind") == "trial"}
+        children = {run.data.tags["request"]: run for run in runs if run.data.tags.get("kind") == "trial"}
         wanted = {_request(row): row for row in trials}
         for key, row in wanted.items():
             if key not in children:
@@ -181,7 +180,8 @@ class _Sync:
                 metrics += [Metric(name, float(v), at, int(s)) for s, v in zip(steps, values, strict=True)]
             params = [Param(_name(k), str(v)) for k, v in json.loads(row["params_json"]).items()]
             self._batches(run.info.run_id, metrics)
-            # The tag goes last: a cut before it has the whole trial logged again, and equal metrics are one in MLflow.
+            # The tag goes last: a cut before it has the whole trial logged again, and equal metrics are one
+            # in MLflow.
             self.client.log_batch(run.info.run_id, params=params, tags=[RunTag(DONE, _fingerprint(row))])
 
     def _batches(self, run_id: str, metrics: Sequence[Metric]) -> None:
@@ -210,14 +210,19 @@ class _Sync:
         note = f"{self.head['question']}\n\n```\n{text[:NOTE_CHARS]}\n```"
         if parent.data.tags.get("mlflow.note.content") == note:
             return
-        last = [row for row in speedups if row["block"] == max(other["block"] for other in speedups)]
+        newest = max((row["block"] for row in speedups), default=0)
+        last = [row for row in speedups if row["block"] == newest]
         metrics = [
-            Metric(_name(f"S.{row['arm']}.{row['clock']}{suffix}"), row[column], _millis(row["at"]) or 0, row["block"])
-            for row in last for suffix, column in (("", "s"), (".lo", "lo"), (".hi", "hi")) if _finite(row[column])
-        ]  # fmt: skip
+            Metric(_name(f"S.{row['arm']}.{row['clock']}{suffix}"), row[column], _millis(row["at"]) or 0, newest)
+            for row in last
+            for suffix, column in (("", "s"), (".lo", "lo"), (".hi", "hi"))
+            if math.isfinite(row[column])
+        ]
         self._batches(parent.info.run_id, metrics)
         if last:
-            self.client.log_figure(parent.info.run_id, report.survival_figure(self.store, self.sweep_id), "survival.png")
+            self.client.log_figure(
+                parent.info.run_id, report.survival_figure(self.store, self.sweep_id), "survival.png"
+            )
         self.client.log_batch(parent.info.run_id, tags=[RunTag("mlflow.note.content", note)])
 
 
@@ -258,8 +263,12 @@ class Mirror:
 
     def __init__(self, store: Store, sweep_id: str, uri: str) -> None:
         self.problem: str | None = None  # what MLflow said when it last failed
-        self._store, self._sweep_id, self._uri = copy.copy(store), sweep_id, uri  # its own store: no lock is shared
-        self._wake, self._idle, self._end = threading.Event(), threading.Event(), threading.Event()
+        self._store, self._sweep_id, self._uri = (
+            copy.copy(store),
+            sweep_id,
+            uri,
+        )  # its own store: no lock is shared
+        self._wake, self._end, self._busy = threading.Event(), threading.Event(), threading.Lock()
         self._status = "RUNNING"
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
 
@@ -270,12 +279,13 @@ class Mirror:
 
     def poke(self) -> None:
         """The store has news."""
-        self._idle.clear()
         self._wake.set()
 
-    def wait(self, timeout: float) -> bool:
-        """Wait until MLflow has what the store had when this was called; False if that took too long."""
-        return not self._thread.is_alive() or self._idle.wait(timeout)
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing is done for MLflow meanwhile; what is under way is waited for."""
+        with self._busy:
+            yield
 
     def close(self, status: str, timeout: float) -> None:
         """Bring MLflow up to date one last time, and end. What takes longer is left to the next `sync`."""
@@ -295,14 +305,13 @@ class Mirror:
             self._wake.clear()
             began = time.monotonic()
             try:
-                sync(self._store, self._sweep_id, self._uri, status=self._status if ending else "RUNNING")
+                with self._busy:
+                    sync(self._store, self._sweep_id, self._uri, status=self._status if ending else "RUNNING")
                 self.problem = None
             except GrokscaleError as error:
                 self._complain(str(error))
             if ending:
                 return
-            if not self._wake.is_set():
-                self._idle.set()
             self._end.wait(max(PAUSE_S, SHARE * (time.monotonic() - began)))
             self._wake.wait()
 
@@ -319,48 +328,9 @@ def serve(store: Store, sweep_id: str, *, port: int, say: Callable[[str], None])
         say(f"this sweep is tracked at {uri}")
         return
     sync(store, sweep_id, uri)
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port),
-        "--workers", "1", *(["--default-artifact-root", (store.local / "mlartifacts").as_uri()] if store.local else []),
-    ]  # fmt: skip
-    environment = {**os.environ, **SETTINGS, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        _until_healthy(server, port)
-        say(f"http://127.0.0.1:{port} (Ctrl-C ends it)")
-        server.wait()
-    except KeyboardInterrupt:
-        say("ended")
-    finally:
-        _end(server)
+    from grokscale.pages import serve as pages
 
-
-def _until_healthy(server: subprocess.Popen[bytes], port: int) -> None:
-    until = time.monotonic() + SERVER_S
-    while time.monotonic() < until:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            pass
-        try:
-            server.wait(0.3)
-        except subprocess.TimeoutExpired:
-            continue
-        raise TrackingError(f"MLflow's server ended at once; is port {port} taken? try --port {port + 1}")
-    raise TrackingError(f"MLflow's server did not answer on port {port} within {SERVER_S:g} s")
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if server.poll() is not None:
-            return
-        os.killpg(server.pid, number)
-        try:
-            server.wait(5)
-        except subprocess.TimeoutExpired:
-            continue
+    pages(uri, port=port, say=say)
 
 
 def _head(store: Store, sweep_id: str) -> dict[str, Any]:
@@ -376,7 +346,9 @@ def _status_of(trials: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _state_of(row: Mapping[str, Any] | None, status: str) -> str:
-    """A child's state: a trial that is asked runs as long as the sweep does; one that no row asks for was dropped."""
+    """A child's state: a trial that is asked runs as long as the sweep does; one that no row asks for was
+    dropped.
+    """
     if row is None:
         return "KILLED"
     return {"ended": "FINISHED", "failed": "FAILED"}.get(row["state"], "RUNNING" if status == "RUNNING" else "KILLED")
@@ -403,10 +375,6 @@ def _summary(row: Mapping[str, Any], replicas: Sequence[Mapping[str, Any]]) -> d
     if groks:
         numbers["median_grok_step"] = float(np.median(groks))
     return {name: float(value) for name, value in numbers.items() if value is not None}
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 def _name(text: str) -> str:

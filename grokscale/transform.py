@@ -148,7 +148,9 @@ def decay_inside(wd: Scalar) -> Transform:
     Source: the EGD reference keeps the L2 term in the loss (methods.md 1.3.3).
     """
 
-    def update(grads: Params, state: State, params: Params, *, step: int, roles: Roles, **_: Any) -> tuple[Params, State]:
+    def update(
+        grads: Params, state: State, params: Params, *, step: int, roles: Roles, **_: Any
+    ) -> tuple[Params, State]:
         decayed = {k: g + wd * params[k] if roles[k].kind not in ("bias", "norm") else g for k, g in grads.items()}
         return decayed, state
 

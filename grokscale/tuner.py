@@ -1,7 +1,7 @@
 """Ray and Ray Tune around a desk: starting and stopping them, the searcher, what Tune tells us back.
 
-Tune runs whatever the desk hands out and remembers nothing that matters: the store is the ledger, so every start gets
-a fresh Tuner and none is ever restored.
+Tune runs whatever the desk hands out and remembers nothing that matters: the store is the ledger, so every
+start gets a fresh Tuner and none is ever restored.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ OBJECT_STORE = 80_000_000  # bytes; next to nothing goes through it
 
 
 class Desk(Protocol):
-    """Hands out jobs and takes in what became of them. A job is an opaque key with a config for the worker."""
+    """Hands out jobs and takes in what became of them. A job is a key and a config for the worker."""
 
     name: str
 
     def take(self) -> tuple[Any, Mapping[str, Any]] | None:
-        """The next job; None where nothing can run now."""
+        """The next job and what its worker is told; None where nothing can run now."""
         ...
 
     def finished(self, key: Any) -> None: ...
@@ -97,7 +97,9 @@ class _Searcher(Inert, Searcher):
             self.returned.append((self.keys.pop(trial_id), None))
 
     def settle(self) -> None:
-        """Hand over what came back. Tune swallows what is raised while it ends a trial, so it is not done there."""
+        """Hand over what came back. Tune swallows what is raised while it ends a trial, so it is not done
+        there.
+        """
         while self.returned:
             key, error = self.returned.pop(0)
             if error is None:
@@ -116,7 +118,9 @@ class _Callback(Inert, tune.Callback):
     def __init__(self, searcher: _Searcher) -> None:
         self.searcher, self.desk = searcher, searcher.desk
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         if (key := self.searcher.keys.get(trial.trial_id)) is not None:
             self.desk.report(key, result["finished"], result["grokked"])
 
@@ -175,7 +179,12 @@ class Cluster:
                 ray.init(**quiet)
             else:
                 self._owned = _short_folder()
-                ray.init(num_cpus=self._cores, object_store_memory=OBJECT_STORE, _temp_dir=str(self._owned), **quiet)
+                ray.init(
+                    num_cpus=self._cores,
+                    object_store_memory=OBJECT_STORE,
+                    _temp_dir=str(self._owned),
+                    **quiet,
+                )
         except (RayError, OSError, RuntimeError, ValueError, ConnectionError) as error:
             raise GrokscaleError(f"Ray did not start: {error}") from error
         self._connected = True
@@ -188,7 +197,7 @@ class Cluster:
         return max(1, int(min(fits)))
 
     def run(self, desk: Desk, stop: Callable[[], bool]) -> None:
-        """Run the desk's jobs until it is through or told to stop; trials under way are then kept and ended."""
+        """Run the desk's jobs until it is through or told to stop; trials under way are kept then."""
         self.start()
         self._files = self._files or Path(tempfile.mkdtemp(prefix="grokscale-tune-"))
         searcher = _Searcher(desk)
@@ -255,4 +264,3 @@ def _short_folder() -> Path:
     tail = len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1") + 9
     base = tempfile.gettempdir()
     return Path(tempfile.mkdtemp(prefix="gs-", dir=base if len(base) + tail <= SOCKET_PATH else "/tmp"))
-

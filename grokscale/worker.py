@@ -1,8 +1,8 @@
 """What runs inside Ray's worker processes: trainables around the engine, the sweep's own and one for anybody.
 
-Tune sees little of it: a trial is one configuration on some seeds, `step` is a slice of about a second, and results
-are a few counts. Curves and replicas go straight to the store; checkpoints are our own, by trial and seeds, so that a
-sweep goes on where it stopped whatever Ray remembers.
+Tune sees little of it: a trial is one configuration on some seeds, `step` is a slice of about a second, and
+results are a few counts. Curves and replicas go straight to the store; checkpoints are our own, by trial and
+seeds, so that a sweep goes on where it stopped whatever Ray remembers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ CHECKPOINT_S = 30.0
 
 
 class Checkpoint:
-    """The file in which a pack is kept while it trains: <root>/checkpoints/<trial_id>-<hash of the request>.pt."""
+    """The file in which a pack is kept while it trains: <root>/checkpoints/<trial_id>-<hash of the
+    request>.pt.
+    """
 
     def __init__(self, store: Store, spec: TrialSpec, seeds: Sequence[int], horizon: int, until: str) -> None:
         request = hashlib.sha256(canonical_json([list(seeds), horizon, until]).encode()).hexdigest()[:12]
@@ -70,15 +72,16 @@ class Checkpoint:
 class Work:
     """The replicas of one job, pack after pack, resumable.
 
-    Iterating trains: it yields (step, replicas finished and grokked so far) at every evaluation. What the store
-    knows already (an earlier attempt that was cut off after it wrote) is not trained again.
+    Iterating trains: it yields the step at every evaluation, and `finished` and `grokked` count. What the
+    store knows already (an earlier attempt that was cut off after it wrote) is not trained again.
     """
 
-    def __init__(self, store: Store, job: Mapping[str, Any]) -> None:
+    def __init__(self, store: Store, config: Mapping[str, Any]) -> None:
+        job = config["job"]
         self.store, self.spec = store, TrialSpec.from_json(job["spec"])
         self.horizon, self.until = int(job["horizon"]), str(job["until"])
-        self.seeds, self.lanes = [int(seed) for seed in job["seeds"]], int(job["lanes"])
-        self.device = str(job["device"])
+        self.seeds = [int(seed) for seed in job["seeds"]]
+        self.lanes, self.device = int(config["lanes"]), str(config["device"])
         self.grokked = self.finished = 0
         self._pack: tuple[Checkpoint, Evaluation, float] | None = None  # under way: where it is kept, and how far it is
 
@@ -118,13 +121,22 @@ class Work:
         yield evaluation.step
 
     def _evaluations(self, checkpoint: Checkpoint, seeds: list[int]) -> Iterator[tuple[Evaluation, float]]:
-        """The engine's evaluations, each with the seconds of earlier sittings; from the checkpoint if it fits."""
+        """The engine's evaluations, each with the seconds of earlier sittings; from the checkpoint if it
+        fits.
+        """
         state, spent = checkpoint.read()
         entries = registry.load(self.spec.plugins)
 
         def run(state: dict[str, Any] | None) -> Iterator[Evaluation]:
-            return train(self.spec, seeds, horizon=self.horizon, until=self.until, state=state, device=self.device,
-                         registry=entries)
+            return train(
+                self.spec,
+                seeds,
+                horizon=self.horizon,
+                until=self.until,
+                state=state,
+                device=self.device,
+                registry=entries,
+            )
 
         first, evaluations = None, run(state)
         if state is not None:
@@ -150,7 +162,9 @@ class Work:
 
 
 class SweepTrainable(tune.Trainable):
-    """One trial of a sweep. config: {"root", "job"}; the process is reused from trial to trial."""
+    """One trial of a sweep. config: root, lanes, threads, device, job; the process is reused from trial to
+    trial.
+    """
 
     _store: Store | None = None
 
@@ -166,17 +180,17 @@ class SweepTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         if self._work is None or self._steps is None:
             # Begun here and not in setup: what fails here is retried and reported as the trial's own error.
-            torch.set_num_threads(int(self.config["job"]["threads"]))
+            torch.set_num_threads(int(self.config["threads"]))
             if self._store is None or self._store.root != self.config["root"]:
                 self._store = Store(self.config["root"])
-            self._work = Work(self._store, self.config["job"])
+            self._work = Work(self._store, self.config)
             self._steps = iter(self._work)
-        until, at, done = time.monotonic() + SLICE_S, 0, True
-        for at in self._steps:
+        until, done = time.monotonic() + SLICE_S, True
+        for _ in self._steps:
             if time.monotonic() >= until:
                 done = False
                 break
-        return {"at": at, "finished": self._work.finished, "grokked": self._work.grokked, "done": done}
+        return {"finished": self._work.finished, "grokked": self._work.grokked, "done": done}
 
     def cleanup(self) -> None:
         """Called when the trial ends, however it ends; a pack under way is kept."""
@@ -203,10 +217,10 @@ def time_trial(spec_json: str, threads: int, device: str) -> dict[str, Any]:
 class MethodTrainable(tune.Trainable):
     """A method on a task for anybody's own Tuner; `trainable` makes its subclasses.
 
-    Every evaluation is a report: step, the mean over replicas of train_accuracy, val_accuracy and test_accuracy, the
-    median of grok_step and val_grok_step (NaN until half of them grokked), the share `grokked`, the `objective` of
-    grokscale's own searches (always finite, to be minimised), `outcome` (the replicas', "mixed" where they differ)
-    and done.
+    Every evaluation is a report: step, the mean over replicas of train_accuracy, val_accuracy and
+    test_accuracy, the median of grok_step and val_grok_step (NaN until half of them grokked), the share
+    `grokked`, the `objective` of grokscale's own searches (always finite, to be minimised), `outcome` (the
+    replicas', "mixed" where they differ) and done.
     """
 
     _settings: Mapping[str, Any]  # the experiment's tables, but for what config adds
@@ -235,17 +249,17 @@ class MethodTrainable(tune.Trainable):
         outcomes = {row["outcome"] for row in rows}
         groks = [[row[name] or np.inf for row in rows] for name in ("grok_step", "val_grok_step")]
         medians = [float(np.median(steps)) for steps in groks]
+        accuracies = {f"{name}uracy": _mean(self._seen[name]) for name in ("train_acc", "val_acc", "test_acc")}
         return {
             "step": evaluation.step,
-            **{f"{name}uracy": float(np.nanmean(self._seen[name])) if np.isfinite(self._seen[name]).any() else float("nan")
-               for name in ("train_acc", "val_acc", "test_acc")},
+            **accuracies,
             "grok_step": medians[0] if np.isfinite(medians[0]) else float("nan"),
             "val_grok_step": medians[1] if np.isfinite(medians[1]) else float("nan"),
             "grokked": float(np.mean([row["outcome"] == "grokked" for row in rows])),
             "objective": stats.objective(groks[1], self._horizon),
             "outcome": outcomes.pop() if len(outcomes) == 1 else "mixed",
             "done": evaluation.done,
-        }  # fmt: skip
+        }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         if self._last is not None:
@@ -258,6 +272,12 @@ class MethodTrainable(tune.Trainable):
 
     def _start(self, state: dict[str, Any] | None) -> Iterator[Evaluation]:
         return train(self._spec, self._seeds, horizon=self._horizon, state=state)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean over the replicas that have a value; NaN where none has."""
+    there = values[np.isfinite(values)]
+    return float(there.mean()) if len(there) else float("nan")
 
 
 def trainable(
@@ -273,18 +293,28 @@ def trainable(
 ) -> type[MethodTrainable]:
     """A Ray Tune trainable for an entry of METHODS (or a chain of them), for a user's own Tuner.
 
-    task, model, optimiser: a name, or a table as in an experiment file: {"name": "parity", "n": 20, "k": 2}.
+    task, model, optimiser: a name, or a table as in an experiment file, {"name": ..., "n": 20}.
     horizon: steps, the task's by default.  seeds: replicas that train together.  plugins: modules to import.
     fixed: settings that do not vary, by the keys of an arm's `set`; [eval], as `eval`, besides.
 
     Tune's config holds further settings by the same keys, and may hold "seed", an integer: which replicas.
     Raises InputError for a name or a value that makes no sense.
     """
-    table = {name: {"name": value} if isinstance(value, str) else dict(value)
-             for name, value in (("task", task), ("model", model), ("optimiser", optimiser)) if value is not None}
+    table = {
+        name: {"name": value} if isinstance(value, str) else dict(value)
+        for name, value in (("task", task), ("model", model), ("optimiser", optimiser))
+        if value is not None
+    }
     methods = [method] if isinstance(method, str) else list(method)
-    settings = {"tables": table, "methods": methods, "horizon": horizon, "seeds": seeds, "plugins": list(plugins),
-                "eval": fixed.pop("eval", None), "fixed": fixed}
+    settings = {
+        "tables": table,
+        "methods": methods,
+        "horizon": horizon,
+        "seeds": seeds,
+        "plugins": list(plugins),
+        "eval": fixed.pop("eval", None),
+        "fixed": fixed,
+    }
     _resolve(settings, {})
     name = "".join(part.title() for part in "-".join(methods).split("-")) + "Trainable"
     return type(name, (MethodTrainable,), {"_settings": settings, "__doc__": MethodTrainable.__doc__})
@@ -292,7 +322,13 @@ def trainable(
 
 def _resolve(settings: Mapping[str, Any], varied: Mapping[str, Any]) -> Resolved:
     arm = {"name": "arm", "method": settings["methods"], "search": [], "set": {**settings["fixed"], **varied}}
-    data = {"name": "trainable", "baseline": "arm", "plugin": settings["plugins"], **settings["tables"], "arm": [arm]}
+    data = {
+        "name": "trainable",
+        "baseline": "arm",
+        "plugin": settings["plugins"],
+        **settings["tables"],
+        "arm": [arm],
+    }
     if settings["eval"] is not None:
         data["eval"] = settings["eval"]
     return parse(data, source="trainable").resolve(registry.load(settings["plugins"]))

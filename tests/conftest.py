@@ -1,13 +1,17 @@
-"""Shared by all tests: the plugin's folder on every Python path, and a guard over the global generators."""
+"""Shared by all tests: the plugin's folder on every Python path, a guard over the global generators, profiles."""
 
 from __future__ import annotations
 
 import os
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 PLUGINS = str(Path(__file__).parent / "plugins")
 if PLUGINS not in sys.path:
@@ -19,15 +23,39 @@ os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (PLUGINS, os.environ.get("
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# No deadlines: the machine is shared and some properties train a little. CI draws the same examples every time.
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("here"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+
+def _states() -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    name, key, *rest = np.random.get_state()
+    states: dict[str, Any] = {"numpy's": (name, np.asarray(key).tobytes(), *rest)}
+    if torch:
+        states["torch's"] = torch.random.get_rng_state().numpy().tobytes()
+    if not {"mlflow", "ray"} & set(sys.modules):  # both draw from Python's for names and ports
+        states["Python's"] = random.getstate()
+    return states
+
+
 @pytest.fixture(autouse=True)
 def global_generators_untouched() -> Iterator[None]:
-    """Fail a test in which anything drew from torch's or numpy's global generator."""
-    torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
-    before = torch.random.get_rng_state() if torch else None
-    state = numpy.random.get_state() if numpy else None
+    """Fail a test in which anything drew from a global generator: seeds are then not the whole story."""
+    before = _states()
     yield
-    if torch and before is not None:
-        assert torch.equal(before, torch.random.get_rng_state()), "torch's global generator was used"
-    if numpy and state is not None:
-        after = numpy.random.get_state()
-        assert state[2:] == after[2:] and (state[1] == after[1]).all(), "numpy's global generator was used"
+    after = _states()
+    used = [name for name in before.keys() & after.keys() if before[name] != after[name]]
+    assert not used, f"{' and '.join(used)} global generator was used; pass a generator instead"
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """New tensors are float64 in this test: numerics are compared where rounding cannot hide a mistake."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)

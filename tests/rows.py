@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 SPEC: dict[str, Any] = {
-    "task": {"name": "toy", "n": 60, "n_train": 1000}, "model": {"name": "net", "width": 100}, "threshold": 0.95,
+    "task": {"name": "toy", "n": 60, "n_train": 1000}, "model": {"name": "net", "width": 100},
+    "threshold": 0.95,
     "method": [{"name": "plain"}], "optimiser": {"name": "sgd", "lr": 0.1, "batch": 32}, "precision": "fp32",
     "eval": {"every": 0.02, "min": 25, "examples": 1024}, "monitor": "val", "validation": 0.0, "data": "",
     "versions": {"engine": 1, "task:toy": 1, "method:plain": 1},
@@ -20,8 +21,9 @@ def replica(trial_id: str = "t0", seed: Any = 0, **values: Any) -> dict[str, Any
     spec = {**SPEC, **values.pop("spec", {})}
     row = {
         "trial_id": trial_id, "seed": seed, "attempt": "first", "outcome": "memorised", "fit_step": 500,
-        "observed_to": 20_000, "steps": 20_000, "batch": 32, "oracle_per_step": 32.0, "labels": 1000, "params": 6201,
-        "threshold": 0.95, "monitor": "val", "task": "toy", "model": "net", "method": "plain", "params_json": "{}",
+        "observed_to": 20_000, "steps": 20_000, "batch": 32, "oracle_per_step": 32.0,
+        "labels": 1000, "params": 6201, "threshold": 0.95, "monitor": "val", "task": "toy", "model": "net",
+        "method": "plain", "params_json": "{}",
         "spec_json": json.dumps(spec), "device": "cpu", "precision": "fp32", "torch": "2.13.0", "threads": 1,
         "lanes": 4, "compiled": False, "numerics": "cpu/fp32", "version": "0", "host": "here", "wall_s": 1.5,
     }  # fmt: skip
@@ -41,8 +43,8 @@ def curve(trial_id: str, seed: int, attempt: str = "first", points: int = 4, **v
     ones = np.ones(points)
     columns = {
         "trial_id": trial_id, "seed": seed, "attempt": attempt, "step": 25 * np.arange(points),
-        "train_loss": ones, "train_acc": ones, "val_loss": np.nan * ones, "val_acc": np.nan * ones, "test_loss": ones,
-        "test_acc": ones, "active": True, "full": False,
+        "train_loss": ones, "train_acc": ones, "val_loss": np.nan * ones, "val_acc": np.nan * ones,
+        "test_loss": ones, "test_acc": ones, "active": True, "full": False,
     }  # fmt: skip
     return {**columns, **values}
 

@@ -264,7 +264,7 @@ def test_vmap_over_lanes_is_a_loop_over_replicas(name: str) -> None:
 # Few steps, but past the ring buffer's first round, an epoch's end, several evaluations and an outer step.
 
 EVERY = {"every": 0.02, "min": 10, "examples": 1024}
-SHORT = 40
+SHORT = 30
 
 
 def curve_of(evaluation: Evaluation, seed: int) -> np.ndarray:
@@ -321,7 +321,7 @@ def test_split_run_is_whole_run(name: str, form: str) -> None:
     spec = endless(form, name)
     whole = stopped_at(spec, [1, 2, 3], SHORT)
     expected = {seed: (bits(whole, seed), lane_bits(whole, seed)) for seed in (1, 2, 3)}
-    half = restored(stopped_at(spec, [1, 2, 3], 20).snapshot())
+    half = restored(stopped_at(spec, [1, 2, 3], 10).snapshot())
     resumed = stopped_at(spec, [1, 2, 3], SHORT, state=half)
     for seed, (curve, tensors) in expected.items():
         assert bits(resumed, seed) == curve
@@ -348,58 +348,48 @@ SEEDS = list(range(1, 9))
 
 
 @pytest.mark.parametrize("form", sorted(FORMS))
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "test-poison"])
 def test_lanes_do_not_see_each_other(name: str, form: str) -> None:
     """The bits of a replica do not depend on its pack's size, its place in it, its neighbours or a resume."""
     spec = endless(form, name)
     run = train(spec, SEEDS, horizon=10_000, registry=REGISTRY)
-    half = restored([next(run), next(run)][-1].snapshot())
+    half = restored(next(run).snapshot())
     *_, whole = next(run), next(run)
     assert whole.step == SHORT
     expected = {seed: (bits(whole, seed), lane_bits(whole, seed)) for seed in SEEDS}
-    if name != "test-poison":
-        assert len({curve for curve, _ in expected.values()}) == len(SEEDS), "seeds differ"
-    for pack in ([3, 1, 8, 5], [5, 2], [8, 5, 2], [5]):
+    assert len({curve for curve, _ in expected.values()}) == len(SEEDS), "seeds differ"
+    for pack in ([3, 1, 8, 5], [8, 5, 2], [5, 2], [5]):
         evaluation = stopped_at(spec, pack, SHORT)
         for seed in pack:
             assert (bits(evaluation, seed), lane_bits(evaluation, seed)) == expected[seed], f"{pack}: {seed}"
-    living = [seed for seed in (7, 2, 5, 4, 1) if seed in half["alive"]]
-    for pack in (living[:2], living[1:2], living[:3]):
+    for pack in ([7, 2, 4], [6]):
         evaluation = stopped_at(spec, pack, SHORT, state=half)
         for seed in pack:
             assert (bits(evaluation, seed), lane_bits(evaluation, seed)) == expected[seed], f"resumed {pack}: {seed}"
 
 
-@pytest.mark.parametrize("name", ["none", "egd-colnorm", "grokfast-ma", "test-look-ahead"])
+@pytest.mark.parametrize("name", ["none", "egd", "grokfast-ma"])
 def test_lanes_do_not_see_each_other_up_to_grokking(name: str) -> None:
     """Whole runs, in which packs shrink as replicas finish at different steps."""
-    spec = trial(GROKS, name, every={"every": 0.02, "min": 25, "examples": 1024})
-    if name == "grokfast-ma":
-        spec = trial(GROKS, [{"name": name, "window": 20, "lam": 1.0}])
-    whole = last(spec, [1, 2, 3, 4, 5], horizon=600, until="stable")
+    spec = trial(GROKS, [{"name": name, **({"window": 20, "lam": 1.0} if name == "grokfast-ma" else {})}])
+    options = {"horizon": 400, "until": "stable"}
+    whole, halfway = None, None
+    for whole in train(spec, [1, 2, 3, 4, 5], registry=REGISTRY, **options):
+        if halfway is None and whole.finished.any():
+            halfway = restored(whole.snapshot())
+    assert whole is not None
+    assert halfway is not None
     rows = {row["seed"]: row for row in whole.replicas()}
-    if name == "none":
-        assert {row["outcome"] for row in rows.values()} == {"grokked", "memorised"}
-        assert len({row["steps"] for row in rows.values()}) > 2
-    for pack in ([4, 2], [5, 3, 1]):
-        evaluation = last(spec, pack, horizon=600, until="stable")
+    outcomes = [row["outcome"] for row in rows.values()]
+    assert "grokked" in outcomes
+    assert len({row["steps"] for row in rows.values()}) > 1
+    left = halfway["alive"]
+    for pack, state in (([4, 2], None), ([5, 3, 1], None), (left[-1:], halfway), (left[:3], halfway)):
+        evaluation = last(spec, pack, state=state, **options)
         for row in evaluation.replicas():
-            assert bits(evaluation, row["seed"]) == bits(whole, row["seed"])
-            same = {k: v for k, v in row.items() if k != "lanes"}
-            assert same == {k: v for k, v in rows[row["seed"]].items() if k != "lanes"}
-    middle = [e for e in (early(spec, [1, 2, 3, 4, 5], 100)) if e is not None]
-    for pack in (middle[0]["alive"][-1:], middle[0]["alive"][:3]):
-        evaluation = last(spec, pack, horizon=600, until="stable", state=middle[0])
-        for seed in pack:
+            seed = row["seed"]
             assert bits(evaluation, seed) == bits(whole, seed)
-
-
-def early(spec: TrialSpec, seeds: list[int], step: int) -> list[dict[str, Any]]:
-    """[the snapshot at `step`] of a run to grokking."""
-    for evaluation in train(spec, seeds, horizon=600, until="stable", registry=REGISTRY):
-        if evaluation.step >= step:
-            return [restored(evaluation.snapshot())]
-    return []
+            assert {k: v for k, v in row.items() if k != "lanes"} == {k: v for k, v in rows[seed].items() if k != "lanes"}
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])

@@ -219,12 +219,19 @@ def test_trial_id_is_the_same_in_another_process():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"task": {"n": 13}}, {"model": {"width": 8}}, {"optimiser": {"batch": 8}}, {"optimiser": {"precision": "fp64"}},
-        {"task": {"threshold": 0.8}}, {"eval": {"min": 10}}, {"eval": "epoch"}, {"task": {"validation": 0.1}},
-        {"task": {"monitor": "test"}}, {"arm": [{"name": "none"}, {"name": "damp", "set": {"rate": 0.2}}]},
+        {"task": {"n": 13}},
+        {"model": {"width": 8}},
+        {"optimiser": {"batch": 8}},
+        {"optimiser": {"precision": "fp64"}},
+        {"task": {"threshold": 0.8}},
+        {"eval": {"min": 10}},
+        {"eval": "epoch"},
+        {"task": {"validation": 0.1}},
+        {"task": {"monitor": "test"}},
+        {"arm": [{"name": "none"}, {"name": "damp", "set": {"rate": 0.2}}]},
         {"optimiser": {"decay": "decoupled"}},
     ],
-)  # fmt: skip
+)
 def test_what_changes_numbers_changes_trial_and_sweep(changes: dict[str, Any]):
     assert resolved(**changes).trial("damp").trial_id != resolved().trial("damp").trial_id
     assert resolved(**changes).sweep_id != resolved().sweep_id
@@ -232,16 +239,21 @@ def test_what_changes_numbers_changes_trial_and_sweep(changes: dict[str, Any]):
 
 @pytest.mark.parametrize("name", ["damp", "coins", "tiny"])
 def test_a_new_version_of_an_entry_is_another_trial(name: str):
-    new = parse(basic()).resolve(registry(**{name: 2}))
+    new = parse(basic()).resolve(registry((), **{name: 2}))
     assert new.trial("damp").trial_id != resolved().trial("damp").trial_id
     assert (new.trial("none") == resolved().trial("none")) == (name == "damp")
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"horizon": 3000}, {"search": {"seeds": 5}}, {"arm": [{"name": "none"}, {"name": "damp"}]},
-     {"space": {"lr": {"low": 0.02, "high": 0.1, "log": True, "default": 0.04}}}],
-)  # fmt: skip
+    [
+        {"horizon": 3000},
+        {"search": {"seeds": 5}},
+        {"search": {"parallel": 2}},
+        {"arm": [{"name": "none"}, {"name": "damp"}]},
+        {"space": {"lr": {"low": 0.02, "high": 0.1, "log": True, "default": 0.04}}},
+    ],
+)
 def test_what_changes_the_search_changes_the_sweep_only(changes: dict[str, Any]):
     assert resolved(**changes).trial("damp") == resolved().trial("damp")
     assert resolved(**changes).sweep_id != resolved().sweep_id
@@ -251,7 +263,7 @@ EXTENSIONS = st.fixed_dictionaries(
     {},
     optional={
         "question": st.text(max_size=20),
-        "search": st.fixed_dictionaries({}, optional={"trials": st.integers(0, 99), "parallel": st.integers(1, 9)}),
+        "search": st.fixed_dictionaries({}, optional={"trials": st.integers(0, 99)}),
         "race": st.fixed_dictionaries({}, optional={"top": st.integers(1, 9), "seeds": st.integers(0, 9)}),
         "confirm": st.fixed_dictionaries({"seeds": st.integers(1, 99)}),
         "limits": st.fixed_dictionaries({"hours": st.floats(0.1, 99)}),
@@ -285,9 +297,12 @@ def test_canonical_json_comes_back_exactly(value: Any):
 
 
 @given(
-    st.floats(0.01, 0.1), st.sampled_from([0, 0.0, -0.0, 0.001, 0.03]), st.floats(0.01, 1), st.integers(1, 9),
+    st.floats(0.01, 0.1),
+    st.sampled_from([0, 0.0, -0.0, 0.001, 0.03]),
+    st.floats(0.01, 1),
+    st.integers(1, 9),
     st.sampled_from(["full", 4, 8]),
-)  # fmt: skip
+)
 def test_a_trial_comes_back_from_its_canonical_form(lr: float, wd: float, rate: float, depth: int, rank: Any):
     trial = resolved().trial("damp", {"lr": lr, "wd": wd, "rate": rate, "depth": float(depth), "rank": rank})
     again = TrialSpec.from_json(trial.canonical())
@@ -296,7 +311,10 @@ def test_a_trial_comes_back_from_its_canonical_form(lr: float, wd: float, rate: 
     assert again.canonical() == trial.canonical()
     assert again.params()["lr"] == lr
     assert trial.method[0]["rank"] == rank
-    assert resolved().trial("damp", {k: v for k, v in again.params().items() if k in resolved().arm("damp").space}) == trial
+    assert (
+        resolved().trial("damp", {k: v for k, v in again.params().items() if k in resolved().arm("damp").space})
+        == trial
+    )
 
 
 def test_from_json_names_missing_keys():
@@ -308,7 +326,7 @@ def test_seeds_are_31_bits_and_disjoint():
     seeds = [seed_for(phase, k) for phase in ("search", "confirm", "run") for k in range(2000)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**31 for seed in seeds)
-    assert seed_for("search", 0) == 1276297655
+    assert seed_for("search", 0) == 993337312
     for phase, k in (("race", 0), ("search", -1)):
         with pytest.raises(ValueError, match="must"):
             seed_for(phase, k)

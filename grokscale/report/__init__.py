@@ -1,7 +1,7 @@
 """What people read: the tables, the figures, and one self-contained HTML page. From the store only.
 
-`results_text` is what `grokscale sweep` prints at its end and `grokscale results` prints again, byte for byte. Reading
-results needs neither torch nor Ray, and the text not even matplotlib.
+`results_text` is what `grokscale sweep` prints at its end and `grokscale results` again, byte for byte.
+Reading results needs neither torch nor Ray, and the text not even matplotlib.
 """
 
 from __future__ import annotations

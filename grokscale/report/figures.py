@@ -1,7 +1,7 @@
 """The figures, drawn without pyplot: no global state, no display, the same bytes for the same numbers.
 
-Colours are drawn as the light values of PALETTE; `svg` turns them into CSS variables, so that one picture serves a
-light and a dark page.
+Colours are drawn as the light values of PALETTE; `svg` turns them into CSS variables, so that one picture
+serves a light and a dark page.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Mapping
 from html import escape
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -19,10 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from grokscale import stats
-from grokscale.report.text import number, short
 from grokscale.report.view import ArmView, SweepView
+from grokscale.report.words import number, short
 
-# name: (light, dark). The baseline is drawn in ink; the arms in colours that stay apart for colour-blind eyes.
+# name: (light, dark). The baseline is drawn in ink, the arms in colours that colour-blind eyes tell apart.
 PALETTE = {
     "paper": ("#fefefe", "#14171c"),
     "ink": ("#1b1f24", "#e8eaed"),
@@ -35,7 +36,7 @@ PALETTE = {
     "a5": ("#5a4fcf", "#ada6ff"),
     "a6": ("#8a1c1c", "#ff8080"),
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10,
@@ -50,7 +51,7 @@ LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1, 1.5)))
 
 
 def draw_survival(view: SweepView) -> Figure:
-    """Share of the confirmation seeds that have not grokked against the step: Kaplan-Meier, 95 % bands, log axis.
+    """Share of the confirmation seeds that have not grokked by step: Kaplan-Meier, 95 % bands, log axis.
 
     A seed that had not grokked by tau (or diverged) is censored there, drawn as a tick at the right end.
     """

@@ -1,7 +1,7 @@
 """The answer of a sweep as plain text: the same bytes whenever the store says the same.
 
-At most 100 columns, no colours, no clock times, no paths. Everything earlier than the confirmation is labelled
-exploratory: it was chosen on the seeds that it is shown on.
+At most 100 columns, no colours, no clock times, no paths. What is earlier than the confirmation is labelled
+exploratory: it was chosen on the seeds on which it is shown.
 """
 
 from __future__ import annotations
@@ -15,15 +15,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grokscale import stats
-from grokscale.report.view import NEVER, OUTCOMES, ArmView, Row, SweepView, best_trials, collect
+from grokscale.report.view import NEVER, OUTCOMES, Row, SweepView, best_trials, collect
+from grokscale.report.words import (
+    WIDTH,
+    count,
+    grid,
+    knobs,
+    listing,
+    named,
+    number,
+    pvalue,
+    ratio,
+    short,
+    span,
+)
 
 if TYPE_CHECKING:
     from grokscale.store import Store
 
-WIDTH = 80  # of prose; tables may take up to LIMIT
-LIMIT = 100
-NAME = 24  # of an arm's name in a table
-CLOCKS = {
+Table = tuple[list[str], list[list[str]]]
+CLOCKS = {  # unit, and the words for S above and below 1
     "steps": ("steps", "fewer", "more"),
     "seconds": ("time", "less", "more"),
     "oracle": ("examples", "fewer", "more"),
@@ -33,7 +44,7 @@ CLOCKS = {
 def results_text(store: Store, sweep: str | None = None) -> str:
     """What `grokscale sweep` prints at its end and `grokscale results` prints again.
 
-    store: where the sweep is.  sweep: its id, or its name for the latest of that name; None: the latest of all.
+    store: where the sweep is.  sweep: its id, or its name (the latest of that name); None: the latest of all.
     Raises InputError for a sweep that the store does not know.
     """
     return render(collect(store, sweep))
@@ -41,52 +52,57 @@ def results_text(store: Store, sweep: str | None = None) -> str:
 
 def render(view: SweepView) -> str:
     """`results_text` of a view already gathered."""
-    blocks = [view.sweep_id + "\n" + "\n".join(textwrap.wrap(view.question, WIDTH)), _wrapped(answer(view))]
+    blocks = ["\n".join([view.sweep_id, *wrapped(view.question)]), "\n".join(wrapped(answer(view)))]
     if view.speedups:
-        blocks += [_speedups(view), _beside(view)]
+        head = f"Speed-up over {view.baseline}, confirmed on {view.speedups[0]['n']} fresh seeds, paired"
+        notes = [line for note in speedup_notes(view) for line in wrapped(note, "  ")]
+        blocks.append("\n".join([_titled(head, speedup_table(view), "<<><>>>"), *notes]))
+        blocks.append(_titled("Beside it, in steps", beside_table(view), "<>>>>"))
     if any(arm.rows for arm in view.arms):
-        blocks += [_outcomes(view), _times(view)]
+        blocks.append(_titled(f"Outcomes by tau = {number(view.tau)} steps", outcome_table(view), "<>>>>>>"))
+        blocks.append(_titled("Medians (Kaplan-Meier)", time_table(view), "<>>>>>"))
     if view.arms:
-        blocks.append(_settings("Chosen settings", {a.name: a.params for a in view.arms}, _edges(view)))
+        blocks.append(_settings("Chosen settings", {a.name: a.params for a in view.arms}, edges(view)))
     if not view.speedups:
-        blocks.append(_exploratory(view))
-    blocks.append(_footer(view))
-    return "\n\n".join(block for block in blocks if block) + "\n"
+        blocks += _exploratory(view)
+    lines = []
+    for key, text in footer(view):
+        lines += textwrap.wrap(f"{key:<11}{text}", WIDTH, subsequent_indent=" " * 11)
+    return "\n\n".join([*blocks, "\n".join(lines)]) + "\n"
 
 
 def answer(view: SweepView) -> str:
-    """The answer in one sentence, with the interval, the seeds and the censoring beside it."""
+    """The answer in a sentence or two, with the interval, the seeds and the censoring beside it."""
     rows = of_clock(view, "steps")
     if not rows:
-        missing = sum(arm.wanted - len(arm.rows) for arm in view.arms)
-        todo = (
-            f"{missing} confirmation replicas are missing"
-            if missing
-            else "the confirmation has not been compared"
-        )
-        todo = todo if view.plan is not None else "nothing has been confirmed"
-        return f"No answer yet: {todo}. What follows is exploratory and shows no speed-up."
-    sooner = [row for row in rows if row["lo"] > 1 and sound(row)]
-    tau = number(view.tau)
-    if not sooner:
-        slower = [row["arm"] for row in rows if row["hi"] < 1 and sound(row)]
-        also = f" {listing(slower)} {'groks' if len(slower) == 1 else 'grok'} later." if slower else ""
+        return f"No answer yet: {_missing(view)}. What follows is exploratory and shows no speed-up."
+    best = next((row for row in rows if sound(row) and row["lo"] > 1), None)
+    if best is None:
+        slower = [row["arm"] for row in rows if sound(row) and row["hi"] < 1]
+        later = f" {listing(slower)} {'groks' if len(slower) == 1 else 'grok'} later." if slower else ""
         return (
             f"No arm is shown to grok sooner than {view.baseline}: no 95 % interval lies above 1 "
-            f"({rows[0]['n']} paired seeds, tau = {tau} steps).{also}"
+            f"({rows[0]['n']} paired seeds, tau = {number(view.tau)} steps).{later}"
         )
-    best = sooner[0]
     least = "at least " if best["bound"] == ">=" else ""
     text = (
-        f"{best['arm']} groks {least}{ratio(best['s'])}x sooner than {view.baseline}: 95 % interval {interval(best)}, "
-        f"{best['n']} paired seeds, {_censored(best)}."
+        f"{best['arm']} groks {least}{ratio(best['s'])}x sooner than {view.baseline}: 95 % interval "
+        f"{interval(best)}, {best['n']} paired seeds, {_censored(best)}."
     )
     seconds = next((row for row in of_clock(view, "seconds") if row["arm"] == best["arm"]), None)
     if seconds is not None:
-        text += f" Counted in seconds: {words(seconds)}, {interval(seconds)}."
-    if holm(rows)[best["arm"]] >= 0.05:
-        text += f" But p = {pvalue(holm(rows)[best['arm']])} over all arms: chance alone may do that."
+        text += f" Counted in seconds: {direction(seconds)}, S {interval(seconds)}."
+    if (p := holm(rows)[best["arm"]]) >= 0.05:
+        over = " over all arms" if len(rows) > 1 else ""
+        text += f" But p = {pvalue(p)}{over}: chance alone may do that."
     return text
+
+
+def _missing(view: SweepView) -> str:
+    if view.plan is None:
+        return "nothing has been confirmed"
+    left = sum(arm.wanted - len(arm.rows) for arm in view.arms)
+    return f"{count(left, 'confirmation replica')} to go" if left else "the arms have not been compared"
 
 
 def _censored(row: Row) -> str:
@@ -96,14 +112,12 @@ def _censored(row: Row) -> str:
 
 def of_clock(view: SweepView, clock: str) -> list[Row]:
     """The speed-ups on one clock, the greatest first."""
-    return sorted(
-        (row for row in view.speedups if row["clock"] == clock), key=lambda row: (-row["s"], row["arm"])
-    )
+    return sorted((row for row in view.speedups if row["clock"] == clock), key=lambda r: (-r["s"], r["arm"]))
 
 
 def sound(row: Row) -> bool:
-    """Is the interval a number? (It takes two pairs at least.)"""
-    return math.isfinite(row["lo"]) and math.isfinite(row["hi"])
+    """Is the interval more than (0, inf)? It takes two pairs at least, and something that grokked."""
+    return row["lo"] > 0 and math.isfinite(row["hi"])
 
 
 def holm(rows: Sequence[Row]) -> dict[str, float]:
@@ -111,227 +125,167 @@ def holm(rows: Sequence[Row]) -> dict[str, float]:
     return dict(zip((row["arm"] for row in rows), stats.holm([row["p"] for row in rows]), strict=True))
 
 
-# ---------------------------------------------------------------------------------------------- blocks
+# ---------------------------------------------------------------------------------------------- tables
 
 
-def _speedups(view: SweepView) -> str:
-    table, notes = speedup_rows(view), speedup_notes(view)
-    head = f"Speed-up over {view.baseline}, confirmed on {view.speedups[0]['n']} fresh seeds, paired"
-    wrapped = [line for note in notes for line in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
-    return "\n".join([head, grid(speedup_header(view), table, "<<><>>>"), *wrapped])
-
-
-def speedup_header(view: SweepView) -> list[str]:
-    several = len({row["arm"] for row in view.speedups}) > 1
-    return ["arm", "", "S", "95 % interval", "n", "censored", "p (Holm)" if several else "p"]
-
-
-def speedup_rows(view: SweepView) -> list[list[str]]:
-    """A line per arm and clock: arm, ratio with its direction, S, interval, pairs, censored arm/baseline, p."""
-    table = []
-    for arm in [row["arm"] for row in of_clock(view, "steps")]:
+def speedup_table(view: SweepView) -> Table:
+    """A line per arm and clock: ratio with its direction, S, interval, pairs, censored arm/baseline, p."""
+    arms = [row["arm"] for row in of_clock(view, "steps")]
+    rows = []
+    for arm in arms:
         for clock in CLOCKS:
-            rows = of_clock(view, clock)
-            row = next((r for r in rows if r["arm"] == arm), None)
+            of_all = of_clock(view, clock)
+            row = next((r for r in of_all if r["arm"] == arm), None)
             if row is None or (clock == "oracle" and _as_steps(view, row)):
                 continue
-            table.append([
-                short(arm) if clock == "steps" else "", words(row), _bound(row) + ratio(row["s"], 2), interval(row),
-                str(row["n"]), f"{row['censored_arm']}/{row['censored_base']}", pvalue(holm(rows)[arm]),
+            rows.append([
+                short(arm) if clock == "steps" else "", direction(row), _bound(row) + ratio(row["s"], 2),
+                interval(row), str(row["n"]), f"{row['censored_arm']}/{row['censored_base']}",
+                pvalue(holm(of_all)[arm]),
             ])  # fmt: skip
-    return table
-
-
-def speedup_notes(view: SweepView) -> list[str]:
-    """What has to stand beside S: what it is, and the second horizon where both sides are censored."""
-    lines = ["S: geometric mean over seeds of baseline/arm, each at most tau; censored: arm/baseline."]
-    for row in of_clock(view, "steps"):
-        if row["censored_base"] and row["censored_arm"]:
-            half = (
-                ""
-                if row["s_half"] is None
-                else f"; at tau/2 = {number(view.tau / 2)} S is {ratio(row['s_half'], 2)}"
-            )
-            lines.append(
-                f"{short(row['arm'])}: {row['censored_arm']} of its seeds and {row['censored_base']} of the "
-                f"baseline's did not grok by tau = {number(view.tau)}{half}."
-            )
-        elif row["bound"] == ">=":
-            lines.append(
-                f"{short(row['arm'])}: a bound, since {row['censored_base']} of the baseline's seeds did not grok "
-                f"by tau = {number(view.tau)}."
-            )
-    return lines
+    return ["arm", "", "S", "95 % interval", "n", "censored", "p (Holm)" if len(arms) > 1 else "p"], rows
 
 
 def _as_steps(view: SweepView, row: Row) -> bool:
-    """Does counting examples say what counting steps says? (One gradient a step, equal batches.)"""
+    """Do examples say what steps say? They do for one gradient a step on equal batches."""
     steps = next((r for r in of_clock(view, "steps") if r["arm"] == row["arm"]), None)
     return steps is not None and math.isclose(steps["s"], row["s"], rel_tol=1e-9)
 
 
-def _beside(view: SweepView) -> str:
-    header, table = beside_table(view)
-    return "Beside it, in steps\n" + grid(header, table, "<>>>>")
+def speedup_notes(view: SweepView) -> list[str]:
+    """What has to stand beside S: what it is, and the second horizon where both sides are censored."""
+    tau = number(view.tau)
+    notes = ["S: geometric mean over seeds of baseline / arm, each at most tau. censored: arm/baseline."]
+    for row in of_clock(view, "steps"):
+        arm, ours, theirs = short(row["arm"]), row["censored_arm"], row["censored_base"]
+        if ours and theirs:
+            half = "" if row["s_half"] is None else f"; at tau/2 S is {ratio(row['s_half'], 2)}"
+            both = f"{ours} of its seeds and {theirs} of the baseline's"
+            notes.append(f"{arm}: {both} did not grok by {tau}{half}.")
+        elif row["bound"] == ">=":
+            notes.append(f"{arm}: a lower bound, {theirs} of the baseline's seeds did not grok by {tau}.")
+    return notes
 
 
-def beside_table(view: SweepView) -> tuple[list[str], list[list[str]]]:
+def beside_table(view: SweepView) -> Table:
     """RMST ratio with its interval, P(sooner), log-rank p and the pairs' correlation, a line per arm."""
-    table = []
+    rows = []
     for row in of_clock(view, "steps"):
         cost = "-" if row["rmst_ratio"] is None else ratio(row["rmst_ratio"], 2)
-        if row["rmst_lo"] is not None and row["rmst_hi"] is not None:
-            cost += f" [{ratio(row['rmst_lo'], 2)}, {ratio(row['rmst_hi'], 2)}]"
-        table.append(
-            [
-                short(row["arm"]),
-                cost,
-                f"{row['p_sooner']:.2f}",
-                pvalue(row["logrank_p"]),
-                "-" if row["corr"] is None else f"{row['corr']:.2f}",
-            ]
-        )
-    return ["arm", "mean cost (RMST) ratio", "P(sooner)", "log-rank p", "pairs' correlation"], table
+        lo, hi = row["rmst_lo"], row["rmst_hi"]
+        if lo is not None and hi is not None and math.isfinite(hi):
+            cost += f" [{ratio(lo, 2)}, {ratio(hi, 2)}]"
+        corr = "-" if row["corr"] is None else f"{row['corr']:.2f}"
+        rows.append([short(row["arm"]), cost, f"{row['p_sooner']:.2f}", pvalue(row["logrank_p"]), corr])
+    return ["arm", "mean cost (RMST) ratio", "P(sooner)", "log-rank p", "pairs' correlation"], rows
 
 
-def _outcomes(view: SweepView) -> str:
-    header, table = outcome_table(view)
-    return f"Outcomes by tau = {number(view.tau)} steps\n" + grid(header, table, "<>>>>>>")
-
-
-def outcome_table(view: SweepView) -> tuple[list[str], list[list[str]]]:
+def outcome_table(view: SweepView) -> Table:
     """How many seeds of an arm ended how, and the share that grokked with Wilson's interval."""
-    table = []
+    rows = []
     for arm in view.arms:
-        counts, n = arm.outcomes(view.tau), len(arm.rows)
-        lo, hi = stats.wilson(counts["grokked"], n) if n else (0.0, 1.0)
-        share = f"{100 * counts['grokked'] / n:.0f} % [{100 * lo:.0f}, {100 * hi:.0f}]" if n else "-"
+        counts, n, share = arm.outcomes(view.tau), len(arm.rows), "-"
+        if n:
+            lo, hi = stats.wilson(counts["grokked"], n)
+            share = f"{100 * counts['grokked'] / n:.0f} % [{100 * lo:.0f}, {100 * hi:.0f}]"
         asked = "" if n == arm.wanted else f" of {arm.wanted}"
-        table.append([short(arm.name), f"{n}{asked}", *(str(counts[o]) for o in OUTCOMES), share])
-    return ["arm", "n", *OUTCOMES, "success (95 %)"], table
+        rows.append([short(arm.name), f"{n}{asked}", *(str(counts[outcome]) for outcome in OUTCOMES), share])
+    return ["arm", "n", *OUTCOMES, "success (95 %)"], rows
 
 
-def _times(view: SweepView) -> str:
-    header, table = time_table(view)
-    return "Medians (Kaplan-Meier)\n" + grid(header, table, "<>>>>>>")
-
-
-def time_table(view: SweepView) -> tuple[list[str], list[list[str]]]:
-    """Median steps to fit, from fit to grok, and to grok; seconds a step alone on the timing device."""
-    tau, table = view.tau, []
-    for arm in view.arms:
-        if not arm.rows:
-            continue
-        grok = median(arm.times("grok_step", tau))
+def time_table(view: SweepView) -> Table:
+    """Median steps to grok, to fit, and between the two; time of a step alone, and of the median grok."""
+    rows = []
+    for arm in (arm for arm in view.arms if arm.rows):
+        times = arm.times("grok_step", view.tau), arm.times("fit_step", view.tau), arm.delays(view.tau)
+        middle = [median(t) for t in times]
         on = None if arm.timing is None else arm.timing["seconds_on"]
-        took = "-" if on is None or grok is None else f"{grok * on:,.3g} s"
-        table.append([
-            short(arm.name), *(_or_beyond(m, tau) for m in (
-                grok, median(arm.times("fit_step", tau)), median(arm.delays(tau)))),
-            "-" if on is None else f"{1e3 * on:.3g} ms", took,
-        ])  # fmt: skip
-    return ["arm", "grok step", "fit step", "delay", "time a step", "time to grok"], table
+        steps = [f"> {number(view.tau)}" if m is None else number(m) for m in middle]
+        step = "-" if on is None else f"{1e3 * on:.3g} ms"
+        took = "-" if on is None or middle[0] is None else f"{middle[0] * on:,.3g} s"
+        rows.append([short(arm.name), *steps, step, took])
+    return ["arm", "grok step", "fit step", "delay", "time a step", "time to grok"], rows
+
+
+def search_table(view: SweepView) -> Table:
+    """The best trial of each arm's search: what it reached on the seeds that chose it. Exploratory."""
+    rows = []
+    for trial in best_trials(view):
+        mine = [t for t in view.trials if t["arm"] == trial["arm"] and t["phase"] == "search"]
+        ended = sum(t["state"] == "ended" for t in mine)
+        steps = number(math.exp(trial["value"]))  # the objective is a mean of logs
+        rows.append([short(trial["arm"]), f"{ended}/{len(mine)}", str(trial["number"]), steps])
+    return ["arm", "ended", "trial", "steps (geometric mean)"], rows
+
+
+# ---------------------------------------------------------------------------------------------- blocks
 
 
 def _settings(title: str, settings: Mapping[str, Mapping[str, Any]], flags: Mapping[str, str]) -> str:
     width = max(len(short(name)) for name in settings) + 2
     lines = [title]
     for name, params in settings.items():
-        text = knobs(params) + (f"  ({flags[name]})" if flags.get(name) else "")
-        lines += textwrap.wrap(
-            text, WIDTH, initial_indent=f"{short(name):<{width}}", subsequent_indent=" " * width
-        )
+        text = knobs(params) + (f"  ({flags[name]})" if name in flags else "")
+        lines += textwrap.wrap(f"{short(name):<{width}}{text}", WIDTH, subsequent_indent=" " * width)
     return "\n".join(lines)
 
 
-def _edges(view: SweepView) -> dict[str, str]:
-    """Arm -> a flag where a shared knob ended within 5 % of an edge of its range: the range may be too narrow."""
-    flags = {}
+def edges(view: SweepView) -> dict[str, str]:
+    """Arm -> a flag where a shared knob ended within 5 % of an edge of its range: it may be too narrow."""
+    flags, space = {}, view.experiment.get("space", {})
     for arm in view.arms:
-        narrow = []
-        for key, value in arm.params.items():
-            knob = view.experiment.get("space", {}).get(key)
-            if not isinstance(knob, Mapping) or isinstance(value, (str, bool)) or knob.get("low") is None:
-                continue
-            low, high, at = float(knob["low"]), float(knob["high"]), float(value)
-            if knob.get("log") and at > 0:
-                low, high, at = math.log(low), math.log(high), math.log(at)
-            if at <= low + 0.05 * (high - low) or at >= high - 0.05 * (high - low):
-                narrow.append(key)
+        narrow = [key for key, value in arm.params.items() if _at_edge(value, space.get(key))]
         if narrow:
             flags[arm.name] = f"range-limited: {', '.join(narrow)}"
     return flags
 
 
-def _exploratory(view: SweepView) -> str:
+def _at_edge(value: Any, knob: Mapping[str, Any] | None) -> bool:
+    if knob is None or knob.get("low") is None or not isinstance(value, (int, float)):
+        return False
+    low, high, at = float(knob["low"]), float(knob["high"]), float(value)
+    if not low <= at <= high:
+        return False  # the zero that is asked besides the range
+    if knob.get("log"):
+        low, high, at = math.log(low), math.log(high), math.log(at)
+    return not low + 0.05 * (high - low) < at < high - 0.05 * (high - low)
+
+
+def _exploratory(view: SweepView) -> list[str]:
     best = best_trials(view)
     if not best:
-        return "No trial of the search has ended yet."
-    table = []
-    for trial in best:
-        mine = [t for t in view.trials if t["arm"] == trial["arm"] and t["phase"] == "search"]
-        ended = sum(t["state"] == "ended" for t in mine)
-        table.append(
-            [short(trial["arm"]), f"{ended}/{len(mine)}", str(trial["number"]), number(steps_of(trial))]
-        )
-    head = "EXPLORATORY: the best trial of the search, on the seeds that chose it"
-    settings = {t["arm"]: json.loads(t["params_json"]) for t in best}
-    return "\n".join(
-        [
-            head,
-            grid(["arm", "ended", "trial", "steps (geometric mean)"], table, "<>>>"),
-            "",
-            _settings("Settings (exploratory)", settings, {}),
-        ]
-    )
-
-
-def _footer(view: SweepView) -> str:
-    lines = []
-    for key, text in footer(view):
-        lines += textwrap.wrap(text, WIDTH, initial_indent=f"{key:<11}", subsequent_indent=" " * 11) or [key]
-    return "\n".join(lines)
+        return [] if view.plan is not None else ["No trial of the search has ended yet."]
+    head = "EXPLORATORY: the best trial of each arm's search, on the seeds that chose it"
+    settings = {trial["arm"]: json.loads(trial["params_json"]) for trial in best}
+    return [_titled(head, search_table(view), "<>>>"), _settings("Settings (exploratory)", settings, {})]
 
 
 def footer(view: SweepView) -> list[tuple[str, str]]:
     """(what, text): the conditions under which the numbers hold."""
-    spec = next((arm.spec for arm in view.arms if arm.name == view.baseline and arm.spec), None)
-    spec = spec or next((arm.spec for arm in view.arms if arm.spec), {})
-    searched = (
-        f", search {number(view.horizon)}" if view.plan is not None and view.tau != view.horizon else ""
-    )
-    out = [("horizon", f"tau = {number(view.tau)} steps{searched}")]
+    specs = {arm.name: arm.spec for arm in view.arms if arm.spec}
+    spec = specs.get(view.baseline) or next(iter(specs.values()), None)
+    longer = f", of the search {number(view.horizon)}" if view.tau != view.horizon else ""
+    facts = [("horizon", f"tau = {number(view.tau)} steps{longer}")]
     if spec:
-        grokked = f"test accuracy >= {spec['threshold']:g}, held to 1.1 x its step and for 3 evaluations"
-        out += [
+        held = "held to 1.1 x its step and for 3 evaluations"
+        facts += [
             ("task", named(spec["task"])),
             ("model", named(spec["model"])),
-            ("optimiser", _optimiser(spec)),
-            ("grokked", grokked),
+            ("optimiser", _optimiser(spec["optimiser"])),
+            ("grokked", f"test accuracy >= {spec['threshold']:g}, {held}"),
             ("evaluated", _schedule(spec["eval"])),
         ]
         if spec["monitor"] == "test":
-            out.append(
-                ("! monitor", "test: search and methods looked at the test split; no held-out split was kept")
-            )
-    out.append(("budget", _budget(view)))
+            facts.append(("! monitor", "test: search and methods saw the test split, nothing was held out"))
+    facts.append(("budget", _budget(view)))
     if view.plan is not None:
-        out.append(
-            (
-                "seeds",
-                f"confirm block {view.plan['block']}: {len(view.plan['seeds'])} seeds, read by no search",
-            )
-        )
-    clocks = {(a.timing["device"], a.timing["threads"]) for a in view.arms if a.timing is not None}
+        block, n = view.plan["block"], len(view.plan["seeds"])
+        facts.append(("seeds", f"confirm, block {block}: {n}, read by no search"))
+    clocks = sorted({(a.timing["device"], a.timing["threads"]) for a in view.arms if a.timing is not None})
     if clocks:
-        devices = listing(
-            [
-                f"{device} ({threads} {'thread' if threads == 1 else 'threads'})"
-                for device, threads in sorted(clocks)
-            ]
-        )
-        out.append(("seconds", f"steps x seconds of one replica alone per step on {devices}"))
-    return out
+        devices = listing([f"{device} ({count(threads, 'thread')})" for device, threads in clocks])
+        facts.append(("seconds", f"steps x seconds per step of one replica alone on {devices}"))
+    return facts
 
 
 def _budget(view: SweepView) -> str:
@@ -339,149 +293,62 @@ def _budget(view: SweepView) -> str:
     for phase in ("search", "race"):
         rows = [t for t in view.trials if t["phase"] == phase]
         if rows:
-            counts = sorted({sum(t["arm"] == arm for t in rows) for arm in {t["arm"] for t in rows}})
-            seeds = sorted({len(t["seeds"]) for t in rows})
-            parts.append(f"{phase} {_span(counts)} trials an arm x {_span(seeds)} seeds")
+            arms = [t["arm"] for t in rows]
+            each, seeds = span([arms.count(arm) for arm in arms]), span([len(t["seeds"]) for t in rows])
+            parts.append(f"{phase} {each} trials an arm x {seeds} seeds")
     failed = sum(t["state"] == "failed" for t in view.trials)
     if failed:
-        parts.append(f"{failed} trials failed")
+        parts.append(f"{count(failed, 'trial')} failed")
     return "; ".join(parts) or "no search: settings as the file fixes them"
 
 
-def _span(values: Sequence[int]) -> str:
-    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
-
-
-def _optimiser(spec: Mapping[str, Any]) -> str:
-    """The optimiser's settings that it reads, without those that the arms choose."""
+def _optimiser(table: Mapping[str, Any]) -> str:
+    """The settings that this optimiser reads, without those that the arms choose and those that are off."""
     from grokscale.spec.settings import ALWAYS, OPTIMISERS
 
-    table = spec["optimiser"]
-    read = {*ALWAYS, *OPTIMISERS.get(table["name"], table), "name"} - {"lr", "wd"}
-    return named(
-        {k: v for k, v in table.items() if k in read and not (k in ("momentum", "warmup") and not v)}
-    )
+    read = {"name", *ALWAYS, *OPTIMISERS.get(table["name"], table)} - {"lr", "wd"}
+    off = {key for key in ("momentum", "warmup") if not table.get(key)}
+    return named({key: value for key, value in table.items() if key in read - off})
 
 
 def _schedule(every: Mapping[str, Any]) -> str:
     if every.get("epoch"):
-        return "every epoch on the full splits"
+        return "every epoch, on the full splits"
     return (
-        f"every max({every['min']}, {100 * every['every']:g} %) steps on {every['examples']:,} examples of each split, "
-        "in full at a crossing and at the end"
+        f"every max({every['min']}, {100 * every['every']:g} %) steps on {every['examples']:,} examples of "
+        "each split, in full at a crossing and at the end"
     )
 
 
-# ---------------------------------------------------------------------------------------------- words and numbers
+# ---------------------------------------------------------------------------------------------- words
 
 
-def words(row: Row) -> str:
+def direction(row: Row) -> str:
     """A speed-up with its direction: "1.9x fewer steps"."""
     unit, fewer, more = CLOCKS[row["clock"]]
     s = row["s"]
     return f"{_bound(row)}{ratio(s)}x {fewer} {unit}" if s >= 1 else f"{ratio(1 / s)}x {more} {unit}"
 
 
-def interval(row: Row) -> str:
-    return f"{ratio(row['lo'], 2)} to {ratio(row['hi'], 2)}" if sound(row) else "-"
-
-
-def ratio(value: float, places: int = 1) -> str:
-    """A factor to a place that means something: 1.03, 1.9, 12, 1,234."""
-    if not math.isfinite(value):
-        return "-"
-    if value >= 10:
-        return f"{value:,.{places - 1}f}" if value < 100 else f"{value:,.0f}"
-    return f"{value:.{places}f}" if abs(value - 1) >= 0.095 else f"{value:.2f}"
-
-
-def number(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def pvalue(p: float | None) -> str:
-    if p is None or not math.isfinite(p):
-        return "-"
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def steps_of(trial: Row) -> float:
-    """The geometric mean of a search trial's clamped steps, out of its objective."""
-    return math.exp(trial["value"])
-
-
-def median(times: np.ndarray) -> float | None:
-    """Kaplan-Meier's median of times that are inf where never; None if fewer than half got there."""
-    event = np.isfinite(times)
-    return stats.median(np.where(event, times, np.max(times[event], initial=1.0)), event)
-
-
-def knobs(params: Mapping[str, Any]) -> str:
-    return (
-        ", ".join(
-            f"{key} {plain(value)}" for key, value in sorted(params.items(), key=lambda kv: _rank(kv[0]))
-        )
-        or "-"
-    )
-
-
-def plain(value: Any) -> str:
-    """A setting as people write it: four digits are enough to read, the store keeps all."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def named(table: Mapping[str, Any]) -> str:
-    """ "parity (k 3, n 60)" of a table with a name and options."""
-    rest = ", ".join(f"{k} {plain(v)}" for k, v in sorted(table.items()) if k != "name" and v is not None)
-    return f"{table['name']} ({rest})" if rest else str(table["name"])
-
-
-def listing(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def short(name: str) -> str:
-    return name if len(name) <= NAME else name[: NAME - 1] + "…"
-
-
-def _rank(key: str) -> tuple[int, str]:
-    return ({"lr": 0, "wd": 1}.get(key, 2), key)
-
-
 def _bound(row: Row) -> str:
     return ">= " if row["bound"] == ">=" else ""
 
 
-def _or_beyond(value: float | None, tau: float) -> str:
-    return f"> {number(tau)}" if value is None or value == NEVER else number(value)
+def interval(row: Row) -> str:
+    """ "3.07 to 4.91", or - where there is none."""
+    return f"{ratio(row['lo'], 2)} to {ratio(row['hi'], 2)}" if sound(row) else "-"
 
 
-def _wrapped(text: str) -> str:
-    return "\n".join(textwrap.wrap(text, WIDTH))
+def median(times: np.ndarray) -> float | None:
+    """Kaplan-Meier's median of times that are inf where never; None if fewer than half got there."""
+    event = times < NEVER
+    return stats.median(np.where(event, times, np.max(times[event], initial=1.0)), event)
 
 
-def grid(header: Sequence[str], rows: Sequence[Sequence[str]], align: str, limit: int = LIMIT) -> str:
-    """A table in fixed width, columns two blanks apart, a rule under the header; "<" and ">" align the columns."""
-    cells = [list(header), *map(list, rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = [
-        "  ".join(f"{c:{a}{w}}" for c, a, w in zip(row, align, widths, strict=False)).rstrip()
-        for row in cells
-    ]
-    return "\n".join([lines[0], "-" * min(limit, sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
+def wrapped(text: str, indent: str = "") -> list[str]:
+    """The lines of a paragraph, the further ones indented."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent)
 
 
-def records(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of a query as a table in fixed width, numbers to the right."""
-    cells = [[_cell(row[name]) for name in names] for row in rows]
-    numeric = [any(isinstance(row[name], (int, float)) for row in rows) for name in names]
-    body = grid(list(names), cells, "".join("<>"[is_number] for is_number in numeric), limit=10_000)
-    return f"{body}\n({len(rows)} row{'' if len(rows) == 1 else 's'})\n"
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def _titled(title: str, table: Table, align: str) -> str:
+    return f"{title}\n{grid(*table, align)}"

@@ -1,4 +1,4 @@
-"""A sweep as the store knows it, gathered for reading: the plan, the arms with their replicas, the speed-ups."""
+"""A sweep as the store knows it, gathered for reading: plan, arms with their replicas, speed-ups."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from grokscale.store import Store
 
 Row = Mapping[str, Any]
-OUTCOMES = ("grokked", "memorised", "unfitted", "diverged")
+OUTCOMES: tuple[str, ...] = ("grokked", "memorised", "unfitted", "diverged")
 NEVER = math.inf
 
 
@@ -22,8 +22,8 @@ NEVER = math.inf
 class ArmView:
     """One arm's chosen setting and what its confirmation seeds did.
 
-    params: the knobs of the chosen trial.  number: its number in the search.  spec: the trial in full, {} while no
-    replica is stored.  rows: its `replicas`, in the order of the plan's seeds.  wanted: seeds that the plan asks for.
+    params: knobs of the chosen trial.  number: its number in the search.  spec: the trial in full, {} while
+    no replica is stored.  rows: its `replicas`, in the order of the plan.  wanted: how many it asks for.
     timing: its row of `timings`, None while there is none.
     """
 
@@ -90,7 +90,10 @@ class SweepView:
 
 
 def collect(store: Store, sweep: str | None = None) -> SweepView:
-    """Read a sweep by id or name (the latest of that name, or of all). Raises InputError for one that the store does not know."""
+    """Read a sweep by id or name (the latest of that name, or of all).
+
+    Raises InputError for one that the store does not know.
+    """
     sweep_id = store.find_sweep(sweep)
     head = store.table("sweeps", sweep_id=sweep_id).to_pylist()[0]
     trials = _sorted(store.trials(sweep_id=sweep_id).to_pylist(), "arm", "phase", "number")

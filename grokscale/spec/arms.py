@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -283,30 +283,26 @@ class ArmResolver:
         """Ask the factories: at the settings as they stand and at both ends of every range."""
         parent = self.parent
 
-        def place(section: str, tables: tuple[str, ...] = ("set", "default")) -> Callable[[str], Path]:
-            def path(knob: str) -> Path:
-                for table in tables:
-                    for key in getattr(self.spec, table):
-                        if self.address(key) == (section, knob):
-                            return "arm", self.i, table, key
-                return "arm", self.i, "name"
-
-            return path
-
         for method in self.chain:
             section = f"method:{method.name}"
             table = self.tables[section]
-            if parent.build(partial(method.factory, **table), table, place(section)) is None:
+            if parent.build(partial(method.factory, **table), table, partial(self.place, section)) is None:
                 continue
             tried = [{**table, a[1]: end} for a, r in space.items() if a[0] == section for end in ends(r)]
             for knobs in tried:
-                parent.build(partial(method.factory, **knobs), table, place(section, ("space",)))
+                parent.build(
+                    partial(method.factory, **knobs), table, partial(self.place, section, tables=("space",))
+                )
         if any(self.tables[s] != self.base[s] for s in ("task", "model")):
             task = parent.registry.tasks.get(self.tables["task"].get("name", ""))
             model = parent.registry.models.get(self.tables["model"].get("name", ""))
-            built = task and parent.build_task(task, self.tables["task"], place("task"))
-            if built and model:
-                parent.build_model(model, built, self.tables["model"], place("model"))
+            parent.build_both(task, model, self.tables, self.place)
+
+    def place(self, section: str, name: str, tables: tuple[str, ...] = ("set", "default")) -> Path:
+        """Where this arm says what a setting is; its name where it does not."""
+        written = ((table, key) for table in tables for key in getattr(self.spec, table))
+        found = next((one for one in written if self.address(one[1]) == (section, name)), None)
+        return ("arm", self.i, *found) if found else ("arm", self.i, "name")
 
 
 def with_points(arms: list[ResolvedArm]) -> tuple[ResolvedArm, ...]:

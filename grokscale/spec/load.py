@@ -128,16 +128,18 @@ def _check(
     if guessed and ("none" in labels or len(labels) == 1):
         raw["baseline"] = "none" if "none" in labels else labels[0]
 
-    experiment = None
-    while experiment is None:  # each round leaves out what was wrong, so it ends
+    for _ in range(100):  # each round leaves out what was wrong; a file has fewer layers than that
         try:
             experiment = Experiment.model_validate(raw)
+            break
         except ValidationError as error:
             details = error.errors(include_url=False)
             problems += [f"{where.at(location(d['loc']))}: {say(d)}" for d in details]
             left_out = [_leave_out(raw, location(d["loc"]), d["type"] == "missing") for d in details]
             if not all(left_out) or not _drop_arms(raw, where):
                 return None, _in_order(problems, source)
+    else:
+        return None, _in_order(problems, source)
     experiment._where = where
     problems += [f"{where.at(path)}: {message}" for path, message in _cross(experiment)]
     return experiment, _in_order(problems, source)
@@ -147,6 +149,8 @@ def _flatten(raw: dict[str, Any]) -> None:
     """Flat keys from here on, so that locations are the same in what was read and in what is checked."""
     if "space" in raw:
         raw["space"] = flat_knobs(raw["space"])
+    if isinstance(raw.get("arm"), tuple):
+        raw["arm"] = list(raw["arm"])
     for arm in raw["arm"] if isinstance(raw.get("arm"), list) else []:
         if isinstance(arm, dict):
             for key, flatten in (("set", flat_settings), ("default", flat_settings), ("space", flat_knobs)):
@@ -161,22 +165,23 @@ def _leave_out(raw: dict[str, Any], path: Path, missing: bool) -> bool:
         return True
     if missing:
         path = path[:-1]  # a table without what makes it one goes as a whole
-    if "space" in path:  # and so does a knob, which its parts make together
+    if "space" in path:  # so does a knob, which its parts make together
         path = path[: path.index("space") + 2]
-    if path[:1] == ("arm",) and path[2:] in ((), ("name",)) and len(path) > 1:
-        raw["arm"][path[1]] = None
-        return True
-    if not path or path == ("arm",) or path == ("task",):
-        return False
+    lists = [i for i, part in enumerate(path) if isinstance(part, int) and path[:i] != ("arm",)]
+    path = path[: lists[0]] if lists else path  # and so does a list of names
+    match path:
+        case ("arm", int(i)) | ("arm", int(i), "name"):
+            raw["arm"][i] = None
+            return True
+        case () | ("arm",) | ("task",) | ("task", "name"):
+            return False
     node: Any = raw
     for key in path[:-1]:
-        inner = node.get(key) if isinstance(node, dict) else node[key]  # lists are only those of arms
-        if not isinstance(inner, (dict, list)):
-            return True  # gone with something above it
-        node = inner
-    if isinstance(node, dict):
-        node.pop(path[-1], None)
-    return isinstance(node, dict)
+        node = node[key]
+        if node is None:
+            return True  # gone with the arm
+    node.pop(path[-1], None)
+    return True
 
 
 def _drop_arms(raw: dict[str, Any], where: Where) -> bool:

@@ -56,6 +56,8 @@ def say(detail: Any) -> str:
         return detail["ctx"]["text"]
     if kind == "extra_forbidden":
         return f"unknown key; {_hint(str(loc[-1]), owner)}"
+    if loc == ("eval",):
+        return f'must be "epoch" or a table such as {{ every = "2%", min = 25 }}, got {shown(value)}'
     if kind == "missing":
         return f"is missing: {(field.description if field else None) or 'it must be given'}"
     wanted = _wanted(field) if field else ""
@@ -103,8 +105,8 @@ def _wanted(field: Any) -> str:
     words = KINDS.get(base.__name__ if isinstance(base, type) else "", "")
     if isinstance(base, type) and issubclass(base, BaseModel):
         words = "a table"
-    if field.description and base is str:
-        return f"a string ({field.description})"
+    if field.description and base in (str, tuple):
+        return f"{words} ({field.description})"
     bounds = [
         f"{sign} {getattr(m, attribute):g}"
         for m in _metadata(field)

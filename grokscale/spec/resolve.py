@@ -35,6 +35,10 @@ def resolve(experiment: Experiment, registry: Registry) -> Resolved:
     return Resolver(experiment, registry).run()
 
 
+Place = Callable[[str, str], Path]
+"""(section, key) -> where the file says it, or would."""
+
+
 class Resolver:
     """Holds what one resolution needs in many places: the experiment, the registry, the problems so far."""
 
@@ -55,12 +59,11 @@ class Resolver:
         given = {k: v for k, v in given.items() if v is not None}
         base["optimiser"] = self.optimiser(task.optimiser if task else {}, given, lambda k: ("optimiser", k))
         base["model"] = self.model_table(task)
-        built = task and self.build_task(task, base["task"], lambda k: ("task", k))
         model = registry.models.get(base["model"].get("name", ""))
-        if built and model:
-            self.build_model(model, built, base["model"], lambda k: ("model", k))
+        self.build_both(task, model, base, lambda section, key: (section, key))
         shared = self.shared_space(base)
         arms = [self.arm(i, arm, base, shared) for i, arm in enumerate(x.arm)]
+        data = {arm.name: self.data(task, arm.tables["task"]) for arm in arms if arm is not None}
         if self.problems or task is None:
             raise InputError(list(dict.fromkeys(self.problems)))
         versions: dict[str, int | str] = {"engine": ENGINE_VERSION, f"task:{task.name}": task.version}
@@ -74,7 +77,7 @@ class Resolver:
             horizon=x.horizon if x.horizon is not None else task.horizon,
             threshold=x.task.threshold if x.task.threshold is not None else task.threshold,
             arms=with_points([arm for arm in arms if arm is not None]),
-            data={arm.name: _data(task, arm.tables["task"]) for arm in arms if arm is not None},
+            data=data,
             versions=versions,
         )
 
@@ -139,24 +142,47 @@ class Resolver:
             )
         return table
 
-    def build_task(self, entry: TaskEntry, table: dict[str, Any], path: Callable[[str], Path]) -> Any:
-        return self.build(partial(entry.factory, **options_of(table)), table, path)
-
-    def build_model(
-        self, entry: ModelEntry, task: Any, table: dict[str, Any], path: Callable[[str], Path]
+    def build_both(
+        self, task: TaskEntry | None, model: ModelEntry | None, tables: Tables, place: Place
     ) -> None:
-        self.build(partial(entry.build, task, **options_of(table)), table, path)
+        """Ask the task's factory, and with what it makes the model's."""
+        if task is None:
+            return
+        options = options_of(tables["task"])
+        built = self.build(partial(task.factory, **options), tables["task"], partial(place, "task"))
+        if built is not None and model is not None:
+            make = partial(model.build, built, **options_of(tables["model"]))
+            self.build(make, tables["model"], partial(place, "model"))
 
-    def build(self, make: Callable[[], Any], table: Mapping[str, Any], path: Callable[[str], Path]) -> Any:
-        """What a factory makes; its ValueError is a problem at the key that its text names first."""
+    def build(self, make: Callable[[], Any], table: Mapping[str, Any], place: Callable[[str], Path]) -> Any:
+        """What a factory makes; its ValueError is a problem at the key that its text names.
+
+        place: of a key in the file. Where the text names several keys, one that was written is meant.
+        """
         try:
             return make()
         except (ValueError, OverflowError, OSError) as error:
             text = str(error)
             places = {key: re.search(rf"\b{re.escape(key)}\b", text) for key in table if key != "name"}
-            named = [(found.start(), key) for key, found in places.items() if found]
-            self.say(path(min(named)[1]) if named else path("name"), text)
+            named = sorted((found.start(), key) for key, found in places.items() if found)
+            paths = [place(key) for _, key in named] or [place("name")]
+            self.say(next((path for path in paths if self.is_written(path)), paths[0]), text)
             return None
+
+    def data(self, task: TaskEntry | None, table: Mapping[str, Any]) -> str:
+        """The hash of the files that a task reads; "" where it reads none."""
+        if task is None or task.data is None or self.problems:
+            return ""
+        return self.build(partial(task.data, **options_of(table)), table, lambda key: ("task", key)) or ""
+
+    def is_written(self, path: Path) -> bool:
+        """Does the file, or an override, say what stands at this path?"""
+        match path:
+            case ("task" | "model" as section, str(key)):
+                return key in getattr(self.x, section).options
+            case ("arm", int(i), str(table), str(key)):
+                return key in getattr(self.x.arm[i], table)
+        return False
 
     # -------------------------------------------------------------------------------------- spaces
 
@@ -235,7 +261,3 @@ class Resolver:
 def options_of(table: Mapping[str, Any]) -> dict[str, Any]:
     """A [task] or [model] table without its name: what a factory is called with."""
     return {k: v for k, v in table.items() if k != "name"}
-
-
-def _data(task: TaskEntry, table: Mapping[str, Any]) -> str:
-    return task.data(**options_of(table)) if task.data else ""

@@ -64,9 +64,9 @@ class Resolved:
     def sweep_id(self) -> str:
         """Name and 8 hex digits of what makes results of two runs of a file comparable.
 
-        Hashed are task, model, optimiser, arms with their spaces, code versions, horizon, evaluation and the
-        number of search seeds. The rest (trials, confirmation seeds, race, limits, resources, places) may
-        change, and the same sweep goes on.
+        Hashed are task, model, optimiser, arms with their spaces, code versions, horizon, evaluation, the number of
+        search seeds and the size of a generation, on which what is asked depends. The rest (trials, confirmation
+        seeds, race, limits, resources, places) may change, and the same sweep goes on.
         """
         x = self.experiment
         arms = [
@@ -79,8 +79,8 @@ class Resolved:
         ]  # fmt: skip
         content = {
             "arms": arms, "versions": self.versions, "horizon": self.horizon, "eval": _eval(x),
-            "seeds": x.search.seeds, "threshold": self.threshold, "validation": x.task.validation,
-            "monitor": x.task.monitor,
+            "seeds": x.search.seeds, "parallel": x.search.parallel,
+            "threshold": self.threshold, "validation": x.task.validation, "monitor": x.task.monitor,
         }  # fmt: skip
         return f"{x.name}-{digest(content, 8)}"
 

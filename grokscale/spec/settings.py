@@ -136,7 +136,8 @@ def fits(value: Any, range_: BaseDistribution, zero: bool = False) -> bool:
         return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in choices)
     if isinstance(value, (bool, str)) or value is None:
         return False
-    return bool(range_.low <= value <= range_.high) or (zero and value == 0)  # pyright: ignore[reportAttributeAccessIssue]
+    low, high = range_.low, range_.high  # pyright: ignore[reportAttributeAccessIssue]
+    return bool(low <= value <= high) or (zero and value == 0)
 
 
 def ends(range_: BaseDistribution) -> Iterable[Any]:

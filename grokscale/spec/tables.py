@@ -43,6 +43,10 @@ def _names(value: Any) -> Any:
     """A name stands for a list of one."""
     if isinstance(value, str):
         return (value,)
+    return _tuple(value)
+
+
+def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -125,7 +129,7 @@ class Knob(Table):
     log: bool = False
     int: bool = False
     zero: bool = False
-    choices: Annotated[tuple[Scalar, ...], BeforeValidator(_names)] | None = None
+    choices: Annotated[tuple[Scalar, ...], BeforeValidator(_tuple)] | None = None
     default: Scalar | None = None
 
     @model_validator(mode="after")
@@ -308,7 +312,7 @@ class Experiment(Table):
     model: Model = Model()
     optimiser: Optimiser = Optimiser()
     space: Space = Field(default_factory=dict)
-    arm: Annotated[tuple[Arm, ...], BeforeValidator(_names)] = Field(
+    arm: Annotated[tuple[Arm, ...], BeforeValidator(_tuple)] = Field(
         min_length=1, description='at least one [[arm]] with name = "..."'
     )
     search: Search = Search()

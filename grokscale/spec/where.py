@@ -86,7 +86,8 @@ def key_lines(text: str) -> dict[Path, int]:
 
 def dotted(key: str) -> Path:
     """The parts of a dotted TOML key; quotes keep dots together."""
-    return tuple(part.strip().strip("\"'") for part in re.findall(r"""(?:"[^"]*"|'[^']*'|[^.])+""", key))
+    parts = re.findall(r"""((?:"[^"]*"|'[^']*'|[^.])*)\.""", key + ".")
+    return tuple(part.strip().strip("\"'") for part in parts)
 
 
 def shown(value: Any) -> str:

@@ -27,6 +27,7 @@ from grokscale.store.schemas import SCHEMA_VERSION, SCHEMAS, conform
 _NAME = re.compile(r"\d{19,20}-[0-9a-f]{32}\.parquet")
 _TRIES = 5  # a listing goes stale only when the store is compacted meanwhile
 _READERS = 8
+_LARGE = 500  # rows; below, compression saves nothing and makes reading three times as slow
 
 
 class StoreWarning(UserWarning):
@@ -75,7 +76,10 @@ class Files:
         metadata = {"grokscale.table": table, "grokscale.schema": str(SCHEMA_VERSION)}
         rows = rows.replace_schema_metadata(metadata)
         buffer = io.BytesIO()
-        pq.write_table(rows, buffer, compression="zstd", write_page_checksum=True)
+        large = rows.num_rows > _LARGE
+        pq.write_table(
+            rows, buffer, compression="zstd" if large else "none", use_dictionary=large, write_page_checksum=True
+        )
         name = f"{time.time_ns():019d}-{uuid.uuid4().hex}.parquet"
         try:
             if self.local is not None:

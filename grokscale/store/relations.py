@@ -1,12 +1,13 @@
 """Selecting, de-duplicating and joining the store's tables.
 
-Nothing here turns a Python value into an Arrow one: pyarrow imports pandas for that, where it is installed,
-and reading results would take a second longer.
+Nothing here turns a Python value into an Arrow one, or an Arrow one into numpy, pyarrow's usual way: where
+pandas is installed it is imported for that, and reading results would take a second longer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ JOINED = ("sweep_id", "arm", "phase", "number")  # what replicas and curves get 
 
 _pc: Any = pyarrow.compute  # its functions are made at import, no type checker sees them
 _Ints = NDArray[np.int64]
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def take(table: pa.Table, rows: _Ints) -> pa.Table:
@@ -61,6 +63,19 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
     return pa.types.is_timestamp(kind) or (pa.types.is_string(kind) and isinstance(value, str))
 
 
+def to_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows as dicts; what `Table.to_pylist` gives, without pandas."""
+    columns = []
+    for name in table.column_names:
+        values = table[name]
+        if pa.types.is_timestamp(values.type):
+            since = values.cast(pa.int64()).to_pylist()
+            columns.append([None if us is None else _EPOCH + timedelta(microseconds=us) for us in since])
+        else:
+            columns.append(values.to_pylist())
+    return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
 def distinct(name: str, table: pa.Table) -> pa.Table:
     """One row per key of table `name`, the one that counts, in the order of the keys."""
     if not table.num_rows:
@@ -76,12 +91,11 @@ def distinct(name: str, table: pa.Table) -> pa.Table:
     sorting = pa.Table.from_arrays([*keys, *best], names=names)
     ways = ["ascending"] * len(keys) + ways
     order = _pc.sort_indices(sorting, sort_keys=list(zip(names, ways, strict=True)))
-    new = np.zeros(table.num_rows, dtype=bool)
-    new[0] = True
-    for key in names[: len(keys)]:
-        column = sorting[key].take(order).combine_chunks()
-        new[1:] |= np.asarray(_pc.not_equal(column[1:], column[:-1]))
-    return take(table, np.asarray(order).astype(np.int64)[new])
+    rows = np.from_dlpack(order).astype(np.int64)
+    same, _ = _codes(sorting, sorting.slice(0, 0), names[: len(keys)])
+    new = np.ones(table.num_rows, dtype=bool)
+    new[1:] = same[rows][1:] != same[rows][:-1]
+    return take(table, rows[new])
 
 
 def _sortable(column: pa.ChunkedArray) -> Any:
@@ -109,7 +123,7 @@ def per_seed(trials: pa.Table) -> pa.Table:
     seeds = trials["seeds"].combine_chunks()
     rows = trials.select([*JOINED, "trial_id"]).take(_pc.list_parent_indices(seeds))
     rows = rows.append_column("seed", _pc.list_flatten(seeds))
-    rows = rows.group_by(rows.column_names, use_threads=False).aggregate([])
+    rows = take(rows, np.unique(_codes(rows, rows.slice(0, 0), rows.column_names)[0], return_index=True)[1])
     return rows.sort_by([(name, "ascending") for name in rows.column_names])
 
 
@@ -144,7 +158,7 @@ def _encode(column: pa.ChunkedArray) -> tuple[_Ints, list[Any]]:
     if not len(column):
         return np.zeros(0, dtype=np.int64), []
     encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-    return np.asarray(encoded.indices).astype(np.int64), encoded.dictionary.to_pylist()
+    return np.from_dlpack(encoded.indices).astype(np.int64), encoded.dictionary.to_pylist()
 
 
 def _ints(values: _Ints) -> pa.Array:

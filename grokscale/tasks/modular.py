@@ -64,8 +64,8 @@ def tokens(p: int = 97, op: str = "mul", fraction: float = 0.5) -> Task:
 
 
 def _table(p: int, op: str, fraction: float, second: range) -> tuple[Tensor, Tensor, Tensor]:
-    if not 2 <= p <= 4096:
-        raise ValueError(f"2 <= p <= 4096 must hold, got p={p}")
+    if not 2 <= p <= 1024:
+        raise ValueError(f"2 <= p <= 1024 must hold, got p={p}")
     if op not in OPERATORS:
         raise ValueError(f"op must be one of {', '.join(OPERATORS)}, got {op!r}")
     if not 0 < fraction < 1:

@@ -1,0 +1,114 @@
+"""What holds a sweep in hand: one driver at a time, stopping in order, and a log of its own."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from grokscale.errors import GrokscaleError
+
+
+class SweepInterrupted(GrokscaleError):
+    """The sweep was stopped in order: everything that was done is saved, the same command goes on from there.
+
+    reason: "interrupted", "terminated" or "hours".
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.exit_code = 0 if reason == "hours" else 130
+
+
+class Stop:
+    """Says when to stop: Ctrl-C or SIGTERM, or limits.hours. A second signal ends the process at once."""
+
+    def __init__(self, hours: float | None) -> None:
+        self.reason: str | None = None
+        self._hours = hours
+        self._deadline = None if hours is None else time.monotonic() + 3600 * hours
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._heard)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _heard(self, number: int, frame: object) -> None:
+        if self.reason in ("interrupted", "terminated"):
+            if sys.stderr.isatty():
+                os.write(2, b"\x1b[?25h\n")  # a live table hides the cursor
+            os._exit(128 + number)
+        self.reason = "interrupted" if number == signal.SIGINT else "terminated"
+
+    def __call__(self) -> bool:
+        if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
+            self.reason = "hours"
+        return self.reason is not None
+
+    def check(self) -> None:
+        """Raise SweepInterrupted where it is time to."""
+        if self():
+            said = f"limits.hours = {self._hours:g} reached" if self.reason == "hours" else str(self.reason)
+            raise SweepInterrupted(str(self.reason), f"{said}; everything so far is saved, the same command goes on")
+
+
+@contextmanager
+def locked(path: Path, sweep_id: str) -> Iterator[None]:
+    """One driver per sweep: an flock, which the system lets go of when the driver ends, however it ends."""
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise GrokscaleError(
+                f"sweep {sweep_id} is being run by {holder}; wait for it, or stop it there with Ctrl-C (lock: {path})"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """grokscale's messages and Tune's go into the sweep's log, not to the terminal."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    kept = []
+    for name, level in (
+        ("grokscale", logging.INFO),
+        ("ray.tune", logging.WARNING),
+        ("ray.tune.analysis", logging.ERROR),
+        ("mlflow", logging.WARNING),
+        ("alembic", logging.WARNING),
+    ):
+        logger = logging.getLogger(name)
+        kept.append((logger, logger.level, logger.propagate))
+        logger.setLevel(level)
+        logger.propagate = False
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger, level, propagate in kept:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
+        handler.close()

@@ -1,0 +1,245 @@
+"""A run of some replicas: evaluations on schedule, who has finished, and snapshots to go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from grokscale.outcomes import finished, judge
+from grokscale.train.lanes import NEVER, Lanes, lanes_for
+from grokscale.train.program import Program
+
+METRICS = ("train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc")
+SNAPSHOT = 1  # version of the snapshot's layout
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one look at a pack gives: arrays over the R seeds of the call, NaN for replicas that had finished before.
+
+    step: optimiser steps done.  metrics: METRICS, (R,) each.  finished: (R,) bool.  done: all finished.
+    """
+
+    step: int
+    seeds: tuple[int, ...]
+    metrics: dict[str, np.ndarray]
+    finished: np.ndarray
+    done: bool
+    _pack: Pack
+
+    def snapshot(self) -> dict[str, Any]:
+        """A copy of everything that the run goes on from: tensors and primitives. Valid until the next evaluation."""
+        return self._pack.snapshot()
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """A row of the store's `replicas` per seed, without what only the caller knows (provenance)."""
+        return self._pack.replicas()
+
+    def curves(self) -> dict[str, np.ndarray]:
+        """The columns of the store's `curves`: every evaluation of every seed so far."""
+        return self._pack.curves()
+
+
+def next_evaluation(step: int, every: Mapping[str, Any], epoch: int) -> int:
+    """The step of the first evaluation after `step`: max(min, every x step) later, or at the end of the epoch."""
+    if every.get("epoch"):
+        return (step // epoch + 1) * epoch
+    return step + max(int(every["min"]), int(every["every"] * step))
+
+
+class Pack:
+    """A run of some replicas: the lanes, the history of their evaluations, and who has finished."""
+
+    def __init__(self, program: Program, seeds: Sequence[int], horizon: int, until: str, state: dict[str, Any] | None):
+        self.program, self.horizon, self.until = program, horizon, until
+        self.seeds = tuple(int(seed) for seed in seeds)
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must be one or more different integers, got {list(seeds)}")
+        self.step = self.tick = 0  # steps done; step of the last evaluation of the schedule
+        self.history: dict[int, list[list[float]]] = {seed: [] for seed in self.seeds}
+        self.ended: dict[int, dict[str, Any]] = {}  # seed -> how it ended: observed_to, diverged, final accuracies
+        self.widest = lanes_for(len(self.seeds))
+        if state is None:
+            alive, stacked = list(self.seeds), None
+        else:
+            alive, stacked = self._restore(state)
+        self._build(alive, stacked)
+
+    @property
+    def done(self) -> bool:
+        return len(self.ended) == len(self.seeds)
+
+    def run_to_next_evaluation(self) -> Evaluation:
+        """Train to the next evaluation, or to the horizon where that comes first, and look."""
+        tick = next_evaluation(self.tick, self.program.spec.eval, self.lanes.epoch_steps)
+        stop = min(tick, self.horizon) if self.step < self.horizon else tick
+        while self.step < stop:
+            self.step += 1
+            self.lanes.step(self.step)
+        alive = self._alive()
+        rows: dict[int, list[float]] = {}
+        if stop == tick:
+            self.tick, rows = tick, self._look()
+        ending = [seed for seed, lane in alive.items() if self._judge(seed, lane, rows.get(lane))]
+        self._look_at_the_end({seed: alive[seed] for seed in ending if self.ended[seed]["diverged"] is None})
+        metrics = {name: np.full(len(self.seeds), np.nan) for name in METRICS}
+        for i, seed in enumerate(self.seeds):
+            if seed in alive and self.history[seed]:
+                for name, value in zip(METRICS, self.history[seed][-1][1:], strict=False):
+                    metrics[name][i] = value
+        evaluation = Evaluation(
+            self.step, self.seeds, metrics, np.array([seed in self.ended for seed in self.seeds]), self.done, self)
+        left = [seed for seed in alive if seed not in self.ended]
+        if left and lanes_for(len(left)) < len(self.lanes.lanes):
+            self._build(left, self.lanes.take([alive[seed] for seed in left]))
+        return evaluation
+
+    # ------------------------------------------------------------------------------------------ inside
+
+    def _build(self, seeds: list[int], stacked: dict[str, Any] | None) -> None:
+        """Lanes for `seeds`, the first repeated up to the next size; `stacked` has one row per seed."""
+        lanes = list(range(len(seeds))) + [0] * (lanes_for(len(seeds)) - len(seeds))
+        if stacked is not None:
+            index = torch.tensor(lanes)
+            stacked = pytree.tree_map(lambda t: t.index_select(0, index.to(t.device)), stacked)
+        self.lanes = Lanes(self.program, seeds, lanes, stacked)
+
+    def _alive(self) -> dict[int, int]:
+        """Seed -> lane of the replicas that have not ended."""
+        return {seed: lane for lane, seed in enumerate(self.lanes.seeds) if seed not in self.ended}
+
+    def _look(self) -> dict[int, list[float]]:
+        """Evaluate; hand the methods their accuracy; lane -> history row [step, *METRICS, active, full]."""
+        spec, lanes = self.program.spec, self.lanes
+        count = len(lanes.lanes)
+        examples = None if spec.eval.get("epoch") else int(spec.eval["examples"])
+        names = ["train", "val", "test"] if lanes.splits["val"] is not None else ["train", "test"]
+        seen = {name: torch.stack(lanes.accuracy(name, examples)) for name in names}  # (2, L): loss, accuracy
+        full = torch.full((count,), examples is None)
+        for name in names[1:] if examples is not None else ():
+            # A lane whose sample has just crossed the threshold is looked at on the full split instead.
+            crossed = (seen[name][1] >= spec.threshold) & ~self._above(name)
+            if bool(crossed.any()):
+                seen[name] = torch.where(crossed, torch.stack(lanes.accuracy(name, None)), seen[name])
+                full = full | crossed.cpu()
+        seen.setdefault("val", seen["test"])
+        lanes.stacked["val_accuracy"] = seen[spec.monitor][1].to(self.program.dtype)
+        table = torch.cat([seen[name].cpu().double() for name in ("train", "val", "test")]).T.tolist()
+        active, whole = lanes.active().tolist(), full.tolist()
+        return {i: [float(self.step), *table[i], float(active[i]), float(whole[i])] for i in range(count)}
+
+    def _above(self, name: str) -> Tensor:
+        """(L,) bool: was the accuracy on a split at or above the threshold at the evaluation before."""
+        column = 1 + METRICS.index(f"{name}_acc")
+        past = [self.history[self.lanes.seeds[i]] for i in self.lanes.lanes]
+        above = [bool(rows) and rows[-1][column] >= self.program.spec.threshold for rows in past]
+        return torch.tensor(above, device=self.program.device)
+
+    def _judge(self, seed: int, lane: int, row: list[float] | None) -> bool:
+        """Take in what this look saw of a replica; has it ended?"""
+        diverged = int(self.lanes.stacked["diverged"][lane])
+        if diverged != NEVER or (row is not None and not np.isfinite(row[1])):
+            self.ended[seed] = self._end(min(diverged, self.step))
+            return True
+        if row is not None:
+            self.history[seed].append(row)
+        if finished(self._curve(seed), threshold=self.program.spec.threshold, step=self.step, horizon=self.horizon,
+                    until=self.until):
+            self.ended[seed] = self._end()
+        return seed in self.ended
+
+    def _end(self, diverged: int | None = None) -> dict[str, Any]:
+        return {"observed_to": diverged or self.step, "diverged": diverged, "steps": self.step, "final_acc": None,
+                "final_val_acc": None}
+
+    def _look_at_the_end(self, lanes: dict[int, int]) -> None:
+        """Full splits for replicas that end well watched (at the horizon, or confirmed).
+
+        Recorded beside the curve and unseen by the method, so that the horizon, which is no part of a trial's
+        identity, changes nothing of what a longer run does.
+        """
+        if not lanes or (self.until == "decided" and self.step < self.horizon):
+            return
+        test = self.lanes.accuracy("test", None)[1]
+        val = self.lanes.accuracy("val", None)[1] if self.lanes.splits["val"] is not None else test
+        for seed, lane in lanes.items():
+            self.ended[seed] |= {"final_acc": float(test[lane]), "final_val_acc": float(val[lane])}
+
+    def _curve(self, seed: int) -> dict[str, np.ndarray]:
+        table = np.array(self.history[seed], dtype=np.float64).reshape(-1, 3 + len(METRICS))
+        names = ("step", *METRICS, "active", "full")
+        curve = {name: table[:, i] for i, name in enumerate(names)}
+        return {**curve, "step": curve["step"].astype(np.int64)}
+
+    # ------------------------------------------------------------------------------------------ what comes out
+
+    def replicas(self) -> list[dict[str, Any]]:
+        spec, rows = self.program.spec, []
+        for seed in self.seeds:
+            curve = self._curve(seed)
+            end = self.ended.get(seed) or self._end()
+            outcome = judge(
+                curve, threshold=spec.threshold, observed_to=end["observed_to"], diverged_step=end["diverged"])
+            upto = outcome.grok_step if outcome.grok_step is not None else end["observed_to"]
+            rows.append({
+                "trial_id": spec.trial_id, "seed": seed, **outcome._asdict(),
+                "final_acc": end["final_acc"], "final_val_acc": end["final_val_acc"], "steps": end["steps"],
+                "active_steps": _active_steps(curve, upto), "batch": self.program.batch,
+                "oracle_per_step": self.program.batch, "labels": self.lanes.labels,
+                "params": sum(p.numel() // p.shape[0] for p in self.lanes.stacked["params"].values()),
+                "threshold": spec.threshold, "monitor": spec.monitor, "precision": spec.precision,
+                "lanes": self.widest, "compiled": False,
+            })
+        return rows
+
+    def curves(self) -> dict[str, np.ndarray]:
+        parts = [(seed, self._curve(seed)) for seed in self.seeds]
+        seeds = [np.full(len(curve["step"]), seed, dtype=np.int64) for seed, curve in parts]
+        out: dict[str, np.ndarray] = {"seed": np.concatenate(seeds)}
+        for name in parts[0][1]:
+            out[name] = np.concatenate([c[name] for _, c in parts])
+        for name in ("active", "full"):
+            out[name] = out[name].astype(bool)
+        return out
+
+    def snapshot(self) -> dict[str, Any]:
+        alive = self._alive()
+        return {
+            "layout": SNAPSHOT, "trial_id": self.program.spec.trial_id, "step": self.step, "tick": self.tick,
+            "seeds": list(self.seeds), "alive": list(alive), "lanes": self.widest,
+            "stacked": pytree.tree_map(lambda t: t.cpu(), self.lanes.take(list(alive.values()))) if alive else None,
+            "history": {str(seed): [list(row) for row in rows] for seed, rows in self.history.items()},
+            "ended": {str(seed): dict(end) for seed, end in self.ended.items()},
+        }
+
+    def _restore(self, state: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
+        if state["layout"] != SNAPSHOT or state["trial_id"] != self.program.spec.trial_id:
+            raise ValueError(f"the snapshot is of trial {state['trial_id']} (layout {state['layout']}), "
+                             f"not of trial {self.program.spec.trial_id} (layout {SNAPSHOT})")
+        missing = sorted(set(self.seeds) - set(state["seeds"]))
+        if missing:
+            raise ValueError(f"the snapshot has no replica of the seeds {missing}")
+        self.step, self.tick = state["step"], state["tick"]
+        self.widest = max(self.widest, state["lanes"])
+        self.history = {seed: [list(row) for row in state["history"][str(seed)]] for seed in self.seeds}
+        self.ended = {seed: dict(state["ended"][str(seed)]) for seed in self.seeds if str(seed) in state["ended"]}
+        alive = [seed for seed in self.seeds if seed not in self.ended]
+        if not alive:
+            raise ValueError("the snapshot is of a run that has ended")
+        index = torch.tensor([state["alive"].index(seed) for seed in alive])
+        return alive, pytree.tree_map(lambda t: t.index_select(0, index), state["stacked"])
+
+
+def _active_steps(curve: dict[str, np.ndarray], upto: int) -> int:
+    """Steps up to `upto` on which the transform acted: the switch can move only at an evaluation, and an interval
+    counts as the evaluation at its end found it."""
+    edges = np.minimum(np.append(curve["step"], max(upto, int(curve["step"][-1]) if len(curve["step"]) else 0)), upto)
+    widths = np.diff(np.concatenate([[0], edges]))
+    on = np.append(curve["active"], curve["active"][-1] if len(curve["active"]) else 1.0)
+    return int((widths * on).sum())

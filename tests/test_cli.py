@@ -1,0 +1,389 @@
+"""The verbs, as a user types them: what they print, what they leave, how they end."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from grokscale import doctor, live, registry, report
+from grokscale.cli import app
+from grokscale.desk import ArmProgress, Progress
+from grokscale.errors import GrokscaleError
+from grokscale.spec import seed_for
+from grokscale.store import Store
+from tests import synthetic
+
+ROOT = Path(__file__).parent.parent
+GROKSCALE = (sys.executable, "-m", "grokscale.cli")
+TINY = """
+name = "small"
+question = "Does it run from end to end?"
+baseline = "none"
+horizon = 3000
+[task]
+name = "parity"
+n = 20
+k = 2
+n_train = 400
+[model]
+width = 40
+[space]
+lr = { low = 0.01, high = 0.2, log = true, default = 0.1 }
+[[arm]]
+name = "none"
+[[arm]]
+name = "egd-colnorm"
+[search]
+trials = 2
+seeds = 2
+[race]
+seeds = 0
+[confirm]
+seeds = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with the experiment file tiny.toml."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GROKSCALE_STORE", raising=False)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("tiny.toml").write_text(TINY)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store(tmp_path_factory.mktemp("full"))
+    synthetic.confirmed(store)
+    return store
+
+
+def call(*words: str, code: int = 0) -> Result:
+    """The verb in this process; its exit code is checked."""
+    result = CliRunner().invoke(app, list(words), prog_name="grokscale")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": ""}
+
+
+# ---------------------------------------------------------------------------------------------- quickness
+
+
+def cpu_seconds(*words: str) -> float:
+    """CPU seconds of a verb in a process of its own: what it costs whatever else the machine does."""
+
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = spent()
+    subprocess.run([*GROKSCALE, *words], check=True, capture_output=True, env=environment())
+    return spent() - before
+
+
+def test_help_is_quick() -> None:
+    assert min(cpu_seconds("--help") for _ in range(2)) < 0.5
+
+
+def test_results_are_quick(full: Store) -> None:
+    assert min(cpu_seconds("results", "--store", full.root) for _ in range(2)) < 2
+
+
+@pytest.mark.parametrize("verb", [(), ("sweep",), ("run",), ("results",), ("ui",), ("doctor",), ("track", "sync")])
+def test_help_imports_nothing_heavy(verb: Sequence[str]) -> None:
+    code = (
+        "import sys; from grokscale.cli import app\n"
+        f"try: app({[*verb, '--help']!r})\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'optuna', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment())
+
+
+def test_something_is_said_at_once(folder: Path) -> None:
+    began = time.monotonic()
+    process = subprocess.Popen([*GROKSCALE, "sweep", "tiny.toml"], stderr=subprocess.PIPE, env=environment())
+    assert process.stderr is not None
+    assert process.stderr.readline() == b"tiny: starting\n"
+    assert time.monotonic() - began < 2
+    process.kill()
+    process.communicate()
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def test_results_print_the_text(full: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = report.results_text(full, "tiny")
+    assert call("results", "tiny", "--store", full.root).stdout == expected
+    monkeypatch.setenv("GROKSCALE_STORE", full.root)
+    assert call("results").stdout == expected
+    call("results", "-o", "deep/answer.txt")
+    assert Path("deep/answer.txt").read_text() == expected
+
+
+def test_results_as_rows(full: Store, folder: Path) -> None:
+    stored = full.speedups(sweep="tiny").to_pylist()
+    table = list(csv.DictReader(io.StringIO(call("results", "--format", "csv", "--store", full.root).stdout)))
+    assert [float(row["s"]) for row in table] == [row["s"] for row in stored]
+    objects = json.loads(call("results", "--format", "json", "--store", full.root).stdout)
+    assert [row["clock"] for row in objects] == [row["clock"] for row in stored]
+    call("results", "--format", "parquet", "--rows", "curves", "-o", "curves.parquet", "--store", full.root)
+    assert pq.read_table("curves.parquet").num_rows == full.curves(sweep="tiny").num_rows > 0
+    trials = call("results", "--format", "csv", "--rows", "trials", "--store", full.root).stdout
+    assert json.loads(next(csv.DictReader(io.StringIO(trials)))["seeds"]) == [1, 2, 3]
+
+
+def test_sql(full: Store, folder: Path) -> None:
+    query = "SELECT method, count(*) AS n, min(grok_step) AS first FROM replicas GROUP BY 1 ORDER BY 1"
+    lines = call("sql", query, "--store", full.root).stdout.splitlines()
+    assert lines[0].split() == ["method", "n", "first"] and lines[-1] == "(3 rows)"
+    assert [line.split()[:2] for line in lines[2:-1]] == [["plain", "8"], ["shaky", "8"], ["swift", "8"]]
+    found = json.loads(call("sql", query, "--format", "json", "--store", full.root).stdout)
+    assert found[2]["first"] == min(synthetic.grok_steps("swift"))
+    wrong = call("sql", "DROP TABLE replicas", "--store", full.root, code=2)
+    assert "SELECT" in wrong.stderr and not wrong.stdout
+
+
+def test_report(full: Store, folder: Path) -> None:
+    said = call("report", "tiny", "--figures", "figures", "--store", full.root).stdout.split()
+    assert Path("report.html").read_text() == report.html(full, "tiny")
+    assert sorted(said) == sorted(["report.html", *map(str, Path("figures").iterdir())])
+    assert Path("figures/tiny-survival.svg").read_bytes() == report.figure_files(full, "tiny")["tiny-survival.svg"]
+
+
+def test_methods_and_tasks_list_every_entry() -> None:
+    entries = registry.load()
+    listed, tasks = call("methods").stdout, call("tasks").stdout
+    for method in entries.methods.values():
+        assert f"\n{method.name}\n" in f"\n{listed}" and all(knob in listed for knob in method.defaults)
+    for name in [*entries.tasks, *(f"model {name}" for name in entries.models)]:
+        assert f"\n{name}\n" in f"\n{tasks}"
+    assert max(map(len, (listed + tasks).splitlines())) <= 100
+
+
+# ---------------------------------------------------------------------------------------------- wrong input
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["results"], "no sweep"),
+        (["sweep", "missing.toml"], "tiny.toml"),
+        (["sweep", "tiny.toml", "--set", "search.trails=3"], "did you mean 'trials'"),
+        (["run", "tiny.toml", "--arm", "egd-colnrm"], "did you mean 'egd-colnorm'"),
+        (["run", "tiny.toml", "--seed-list", "1,x"], "--seed-list"),
+        (["run", "tiny.toml", "--seed-list", "1,1"], "differ"),
+        (["run", "tiny.toml", "--set", "task.name=parrity"], "did you mean 'parity'"),
+        (["sql", "SELEC"], "sql:"),
+        (["methods", "--plugin", "no_such_module"], "no_such_module"),
+        (["results", "--format", "yaml"], "parquet"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_wrong_input_ends_with_2_a_message_and_nothing_written(words: list[str], said: str, folder: Path) -> None:
+    result = call(*words, code=2)
+    assert said in result.stderr and "Traceback" not in result.stderr and not result.stdout
+    assert [path.name for path in folder.iterdir()] == ["tiny.toml"]
+
+
+def test_debug_shows_the_traceback() -> None:
+    done = subprocess.run(
+        [*GROKSCALE, "results", "--store", "/nonexistent/store", "--debug"],
+        capture_output=True, text=True, env=environment(), check=False,
+    )  # fmt: skip
+    assert "Traceback" in done.stderr and done.returncode != 0
+
+
+def test_output_that_cannot_be_written(full: Store, folder: Path) -> None:
+    assert "cannot be written" in call("results", "-o", "tiny.toml/x", "--store", full.root, code=2).stderr
+
+
+# ---------------------------------------------------------------------------------------------- run
+
+
+def test_run_trains_stores_and_takes_from_the_store(folder: Path) -> None:
+    first = call("run", "tiny.toml", "--arm", "egd-colnorm", "--seeds", "2", "--store", "kept")
+    store = Store("kept")
+    rows = store.replicas().to_pylist()
+    assert {row["seed"] for row in rows} == {seed_for("run", k) for k in range(2)}
+    assert all(row["outcome"] == "grokked" and row["wall_s"] > 0 and row["host"] for row in rows)
+    curves = store.curves().to_pylist()
+    assert {row["attempt"] for row in curves} == {row["attempt"] for row in rows}
+    assert first.stdout.splitlines()[2].startswith("grokked 2 of 2 by step 3,000")
+    lines = {line.split()[0]: line.split() for line in first.stdout.splitlines() if line[:1].isdigit()}
+    for row in rows:  # 400 rows in batches of 32, the last dropped: 12 steps an epoch
+        assert lines[str(row["seed"])][1:4] == ["grokked", str(row["fit_step"]), f"{row['fit_step'] / 12:,.1f}"]
+    assert re.search(r"^step .* finished 2/2$", first.stderr, re.MULTILINE)
+
+    again = call("run", "tiny.toml", "--arm", "egd-colnorm", "--seeds", "3", "--store", "kept", "--timing")
+    assert "2 of 3 replicas are in the store already" in again.stderr
+    assert set(first.stdout.splitlines()[6:8]) < set(again.stdout.splitlines())
+    assert len(Store("kept").replicas()) == 3
+    [timed] = Store("kept").table("timings").to_pylist()
+    assert f"alone: {1e3 * timed['seconds_on']:.3g} ms a step" in again.stdout
+
+
+def test_run_without_a_store_keeps_nothing(folder: Path) -> None:
+    said = call("run", "tiny.toml", "--no-store", "--seed-list", "5,6", "--set", "horizon=60").stdout
+    assert [line.split()[0] for line in said.splitlines()[6:8]] == ["5", "6"]
+    assert [path.name for path in folder.iterdir()] == ["tiny.toml"]
+
+
+def test_run_finds_a_plugin_beside_the_experiment(folder: Path) -> None:
+    Path("my_method.py").write_text(
+        "from grokscale.entries import Method\nfrom grokscale.methods import METHODS\n"
+        "from grokscale.transform import stateless\n"
+        "METHODS['mine'] = Method('mine', 'g', 'here', lambda: stateless(lambda g, p, *, step: dict(g)))\n"
+    )
+    try:
+        text = TINY.replace('name = "small"', 'name = "small"\nplugin = "my_method"')
+        Path("tiny.toml").write_text(text.replace('"egd-colnorm"', '"mine"'))
+        said = call("run", "tiny.toml", "--no-store", "--arm", "mine", "--set", "horizon=60").stdout
+        assert "mine on parity" in said
+    finally:
+        registry.load().methods.pop("mine", None)  # pyright: ignore[reportAttributeAccessIssue]
+        sys.modules.pop("my_method", None)
+
+
+# ---------------------------------------------------------------------------------------------- sweep
+
+
+def test_dry_run_plans_and_writes_nothing(folder: Path) -> None:
+    said = call("sweep", "tiny.toml", "--dry-run").stdout
+    rows = {line.split()[0]: line.split()[1:5] for line in said.splitlines() if line[:6] in ("search", "confir")}
+    assert rows == {"search": ["4", "2", "8", "24,000"], "confirm": ["2", "3", "6", "36,000"]}
+    assert re.match(r"small-[0-9a-f]{8}: 2 arms, baseline none, horizon 3,000 steps", said)
+    assert re.search(r"3 confirmation seeds show S = \d+\.\d\d or more with 80 % power", said)
+    hours = float(next(line for line in said.splitlines() if line.startswith("in all")).split()[-1])
+    assert 0 < hours < 1
+    assert [path.name for path in folder.iterdir()] == ["tiny.toml"]
+
+
+def test_sweep_is_interrupted_resumed_and_read_again(folder: Path) -> None:
+    """The whole way: Ray, Optuna, MLflow and Parquet; Ctrl-C half-way; the same command; `results` afterwards."""
+    command = [*GROKSCALE, "sweep", "tiny.toml"]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    assert started.stderr is not None
+    lines = []
+    while not any(re.search(r"search 0/4 trials, \d", line) for line in lines):  # Ray is up, trials run
+        lines.append(started.stderr.readline())
+        assert lines[-1], "".join(lines)
+    asked = time.monotonic()
+    started.send_signal(signal.SIGINT)
+    out, err = started.communicate(timeout=60)
+    assert started.returncode == 130 and not out
+    assert time.monotonic() - asked < 20
+    assert "resume: grokscale sweep tiny.toml" in err and "Traceback" not in err
+
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Speed-up over none, confirmed on 3 fresh seeds" in done.stdout
+    assert Path("runs/mlflow.db").exists()
+    for path in Path("runs").glob("ml*"):
+        path.unlink() if path.is_file() else None
+    read = subprocess.run([*GROKSCALE, "results"], capture_output=True, text=True, env=environment(), check=True)
+    assert read.stdout == done.stdout
+
+    again = subprocess.run(
+        [*command, "--set", "tracking=none"], capture_output=True, text=True, env=environment(), check=True)  # fmt: skip
+    assert again.stdout == done.stdout
+    assert "starting Ray" not in again.stderr and "starting Ray" in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------- the live view
+
+PROGRESS = Progress(
+    "small-00000000", "search", "search: running",
+    (ArmProgress("none", 30, 12, 2, 5380.4, 18, 40), ArmProgress("a-long-label-" * 4, 30, 30, 0, None, 0, 90)),
+    42.0, 80.0, 3, 2, 1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_live_table_is_readable(width: int) -> None:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(live.table(PROGRESS, width))
+    lines = console.export_text().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    head = next(line for line in lines if "trials" in line)
+    assert head.split() == ["arm", "trials", "running", "best", "grokked"]
+    assert next(line for line in lines if "none" in line).split() == ["none", "12/30", "2", "5,380", "18/40"]
+    assert next(line for line in lines if "a-long" in line).split()[1:] == ["30/30", "0/90"]
+
+
+def test_headline() -> None:
+    said = live.headline("small", PROGRESS)
+    assert said == "small: search 42/60 trials, 0:42, about 1:20 left, 2 reused, 1 FAILED"
+    assert live.headline("small", Progress("", "", "starting Ray")) == "small: starting Ray, 0:00"
+    assert live.headline("small", PROGRESS, since=20).split(", ")[1:3] == ["1:02", "about 1:00 left"]
+    assert [live.clock(s) for s in (0, 61.9, 3599, 3600, 11241)] == ["0:00", "1:01", "59:59", "1:00:00", "3:07:21"]
+
+
+def test_plain_lines_say_changes_and_no_more() -> None:
+    out = io.StringIO()
+    with live.watch(out, "small") as view:
+        for _ in range(5):
+            view(PROGRESS)
+        view(Progress("small-00000000", "race", "race: running", PROGRESS.arms, 60.0))
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "small: starting" and len(lines) == 3
+    assert "none 12/30, 18/40 grokked, best 5,380" in lines[1] and lines[2].startswith("small: race 42/60")
+
+
+def test_live_table_on_a_terminal_starts_and_ends_clean() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    with live.watch(out, "small") as view:
+        assert isinstance(view, live.LiveTable) and "starting" in str(view.render())
+        view(PROGRESS)
+    assert "42/60 trials" in out.getvalue() and "5,380" in out.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------- doctor
+
+
+def test_doctor_tries_everything_for_real() -> None:
+    done = subprocess.run([*GROKSCALE, "doctor"], capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for what in ("torch", "train and store", "search", "Ray", "MLflow"):
+        assert re.search(rf"^{what} +ok ", done.stdout, re.MULTILINE), done.stdout
+    assert done.stdout.endswith("all is well\n")
+
+
+def test_doctor_ends_with_1_where_something_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> str:
+        raise GrokscaleError("no such luck")
+
+    finding = doctor._try("Ray", broken)
+    assert finding.ok is False and "no such luck" in finding.detail
+    monkeypatch.setattr(doctor, "examine", lambda: iter([finding]))
+    result = call("doctor", code=1)
+    assert "FAILED" in result.stdout and "1 of these failed" in result.stderr

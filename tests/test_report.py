@@ -1,0 +1,334 @@
+"""The tables, the figures and the page, on rows in a real store."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from grokscale import report, stats
+from grokscale.errors import InputError
+from grokscale.report import figures, text, view, words
+from grokscale.store import Store
+from tests import synthetic
+from tests.synthetic import NEVER, SEEDS, TAU, grok_steps
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "runs")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store(tmp_path_factory.mktemp("full"))
+    synthetic.confirmed(store)
+    return store
+
+
+def cells(page: str, block: str, row: str) -> list[str]:
+    """The cells of the row that starts with `row` in the block that starts with `block`."""
+    found = next(part for part in page.split("\n\n") if part.startswith(block))
+    line = next(line for line in found.splitlines() if line.startswith(row))
+    return re.split(r"\s{2,}", line.strip())
+
+
+# ---------------------------------------------------------------------------------------------- the text
+
+
+def test_text_is_the_same_from_a_store_opened_again_and_says_nothing_that_may_differ(full: Store) -> None:
+    page = report.results_text(full, "tiny")
+    assert page == report.results_text(Store(full.root), "tiny-0123abcd") == report.results_text(full)
+    assert max(map(len, page.splitlines())) <= 80
+    assert page.endswith("\n") and not page.endswith("\n\n")
+    assert not re.search(r"\d{4}-\d\d|\d\d:\d\d|/tmp|runs", page)
+    assert all(line == line.rstrip() for line in page.splitlines())
+
+
+def test_speed_ups_in_the_text_are_what_the_grok_steps_say(full: Store) -> None:
+    page = report.results_text(full, "tiny")
+    logs = np.log(grok_steps("plain")) - np.log(grok_steps("swift"))
+    s = math.exp(logs.mean())
+    reach = 2.3646 * logs.std(ddof=1) / math.sqrt(8)  # t with 7 degrees
+    expected = f"{math.exp(logs.mean() - reach):.2f} to {math.exp(logs.mean() + reach):.2f}"
+    arm, direction, shown, interval, n, censored, _ = cells(page, "Speed-up over plain", "swift")
+    assert (arm, direction, shown, n) == ("swift", f"{s:.1f}x fewer steps", f"{s:.2f}", "8")
+    assert interval == expected and censored == "0/0"
+    seconds = cells(page, "Speed-up over plain", f"       {s * 4 / 6:.1f}x less time")
+    assert seconds[1] == f"{s * 4 / 6:.2f}"
+    assert (
+        f"swift groks {s:.1f}x sooner than plain: 95 % interval {expected}, 8 paired seeds"
+        in page.replace("\n", " ")
+    )
+
+
+def test_a_slower_arm_has_more_steps_and_its_censored_seeds_are_counted(full: Store) -> None:
+    page = report.results_text(full, "tiny")
+    _, direction, s, _, _, censored, _ = cells(page, "Speed-up over plain", "shaky")
+    assert float(s) < 1 and direction.endswith("x more steps") and censored == "2/0"
+    assert float(direction.split("x")[0]) == pytest.approx(1 / float(s), abs=0.06)
+
+
+def test_outcomes_and_medians(full: Store) -> None:
+    page = report.results_text(full, "tiny")
+    lo, hi = stats.wilson(6, 8)
+    assert cells(page, "Outcomes", "shaky") == [
+        "shaky", "8", "6", "1", "0", "1", f"75 % [{100 * lo:.0f}, {100 * hi:.0f}]"]  # fmt: skip
+    middle = sorted(grok_steps("swift"))[3]
+    assert cells(page, "Medians", "swift") == [
+        "swift", f"{middle:,.0f}", "1,300", f"{middle - 1300:,.0f}", "0.6 ms", f"{middle * 6e-4:.3g} s"]  # fmt: skip
+
+
+def test_settings_name_the_knob_that_ended_at_an_edge_of_its_range(full: Store) -> None:
+    page = report.results_text(full, "tiny")
+    assert "swift  lr 0.0101, wd 0.01, floor 0.01  (range-limited: lr)" in page
+    assert "plain  lr 0.0416, wd 0.01\n" in page
+
+
+def test_conditions_are_named(full: Store) -> None:
+    page = report.results_text(full, "tiny")
+    for said in (
+        "horizon    tau = 16,384 steps, of the search 20,000",
+        "task       toy (k 3, n 60)",
+        "optimiser  sgd (batch 32, decay inside)",
+        "grokked    test accuracy >= 0.95",
+        "every max(25, 2 %) steps on 1,024 examples",
+        "search 4 trials an arm x 3 seeds",
+        "on cpu (1 thread)",
+    ):
+        assert said in page
+    assert "monitor" not in page and "EXPLORATORY" not in page
+
+
+def test_a_monitor_on_test_is_marked(store: Store) -> None:
+    spec = synthetic.SPEC | {"monitor": "test", "validation": 0}
+    synthetic.confirmed(store, spec_json=text.json.dumps(spec), monitor="test")
+    assert "! monitor  test: search and methods saw the test split" in report.results_text(store, "tiny")
+    assert 'class="warning"' in report.html(store, "tiny")
+
+
+def test_before_the_confirmation_everything_is_exploratory(store: Store) -> None:
+    synthetic.searched(store)
+    page = report.results_text(store, "tiny")
+    assert page.split("\n\n")[1].startswith("No answer yet: nothing has been confirmed.")
+    assert cells(page, "EXPLORATORY", "swift") == ["swift", "3/4", "0", "1,500"]
+    assert "Settings (exploratory)" in page and "Speed-up" not in page and "fewer" not in page
+
+
+def test_a_confirmation_under_way_shows_counts_and_no_speed_up(store: Store) -> None:
+    synthetic.confirmed(store, seeds=5, timed=False, answered=False)
+    page = report.results_text(store, "tiny")
+    assert "No answer yet: 9 confirmation replicas to go." in page and "Speed-up over" not in page
+    assert cells(page, "Outcomes", "plain")[1] == "5 of 8"
+    assert cells(page, "Medians", "plain")[4:] == ["-", "-"]
+    assert report.html(store, "tiny").count("<figure>") == 4
+
+
+def test_a_sweep_that_has_only_begun(store: Store) -> None:
+    store.append("sweeps", [{
+        "sweep_id": "new-00000000", "name": "new", "question": "", "baseline": "plain", "horizon": 10,
+        "experiment_json": "{}", "version": "0"}])  # fmt: skip
+    assert "No trial of the search has ended yet." in report.results_text(store, "new")
+    assert "<h1>new</h1>" in report.html(store, "new")
+
+
+def test_unknown_sweeps_are_refused(full: Store) -> None:
+    with pytest.raises(InputError, match="tiny"):
+        report.results_text(full, "tinny")
+
+
+def test_a_bound_where_only_the_baseline_is_censored(store: Store) -> None:
+    synthetic.confirmed(store, times={"plain": [NEVER, *grok_steps("plain")[1:]]})
+    page = report.results_text(store, "tiny")
+    _, direction, s, *_ = cells(page, "Speed-up", "swift")
+    assert direction.startswith(">= ") and s.startswith(">= ")
+    assert "swift groks at least " in page
+    assert "swift: a lower bound, 1 of the baseline's seeds did not grok by 16,384." in page.replace(
+        "\n  ", " "
+    )
+
+
+def test_both_censored_show_s_at_half_the_horizon(store: Store) -> None:
+    synthetic.confirmed(store, times={"plain": [NEVER, *grok_steps("plain")[1:]]})
+    page = report.results_text(store, "tiny").replace("\n  ", " ")
+    assert re.search(
+        r"shaky: 2 of its seeds and 1 of the baseline's did not grok by 16,384; at tau/2 S is \d", page
+    )
+
+
+def test_nothing_sooner_is_said_so(store: Store) -> None:
+    slow = [2 * t for t in grok_steps("plain")]
+    slow = [t if t <= TAU else NEVER for t in slow]
+    synthetic.confirmed(store, times={"swift": slow})
+    said = report.results_text(store, "tiny").split("\n\n")[1].replace("\n", " ")
+    assert said.startswith("No arm is shown to grok sooner than plain: no 95 % interval lies above 1")
+    assert "swift groks later." in said
+
+
+def test_an_interval_above_1_that_holm_does_not_confirm_is_qualified(store: Store) -> None:
+    plan = SEEDS[:3]
+    times = {arm: [t if t < NEVER else 9000.0 for t in grok_steps(arm)] for arm in synthetic.ARMS}
+    times["swift"] = [t / 8 for t in times["plain"]]
+    synthetic.confirmed(store, times=times, answered=False)
+    rows = synthetic.answers.compute(store, "tiny-0123abcd")
+    for row in rows:
+        row.update(n=len(plan), p=0.25)
+    store.append("speedups", rows)
+    said = report.results_text(store, "tiny").split("\n\n")[1].replace("\n", " ")
+    assert said.endswith("But p = 0.500 over all arms: chance alone may do that.")
+
+
+def test_nothing_grokked_anywhere(store: Store) -> None:
+    synthetic.confirmed(store, times=dict.fromkeys(synthetic.ARMS, [NEVER] * 8))
+    page = report.results_text(store, "tiny")
+    assert cells(page, "Speed-up", "swift")[3] == "-"  # no interval
+    assert cells(page, "Medians", "swift")[1] == "> 16,384"
+    assert "No arm is shown to grok sooner" in page
+    report.html(store, "tiny")
+
+
+def test_long_labels_stay_apart_and_within_the_width(store: Store) -> None:
+    labels = [f"arm-{'x' * 50}-{i}" for i in range(2)]
+    assert len({words.short(label) for label in labels}) == 2
+    assert max(len(words.short(label)) for label in labels) <= words.NAME
+
+
+def test_later_events_do_not_count() -> None:
+    row = {"grok_step": 120, "fit_step": 90, "diverged_step": 130}
+    assert [view.outcome_by(row, tau) for tau in (50, 100, 200)] == ["unfitted", "memorised", "grokked"]
+    assert view.outcome_by(row | {"grok_step": None}, 200) == "diverged"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(1.03, "1.03"), (1.94, "1.9"), (0.96, "0.96"), (12.34, "12"), (1234.0, "1,234"), (math.inf, "-")],
+)
+def test_ratios(value: float, said: str) -> None:
+    assert words.ratio(value) == said
+
+
+def test_records_of_a_query() -> None:
+    assert (
+        words.records(["arm", "n"], [("a", 1), (None, 20)])
+        == "arm   n\n-------\na     1\n     20\n(2 rows)\n"
+    )
+    assert words.records(["arm"], []) == "arm\n---\n(0 rows)\n"
+
+
+# ---------------------------------------------------------------------------------------------- the figures
+
+
+def test_survival_is_kaplan_meiers(full: Store) -> None:
+    axes = report.survival_figure(full, "tiny").axes[0]
+    lines = {str(line.get_label()).split(":")[0]: line for line in axes.lines}
+    drawn = np.asarray(lines["shaky"].get_xydata())
+    times = np.array(grok_steps("shaky"))
+    event = times < NEVER
+    curve = stats.kaplan_meier(np.where(event, times, TAU), event)
+    assert drawn[1:-1, 0].tolist() == curve.times.tolist()
+    assert drawn[1:-1, 1].tolist() == curve.share.tolist()
+    assert drawn[-1].tolist() == [TAU, 0.25] and drawn[0, 1] == 1
+    assert axes.get_xscale() == "log" and axes.get_xlim()[1] == TAU
+    ticks = [line for line in axes.lines if line.get_marker() == "|"]
+    assert [line.get_xydata()[0].tolist() for line in ticks] == [[TAU, 0.25]]  # shaky's censored seeds
+    assert len(axes.collections) == 3  # a band an arm
+
+
+def test_curves_are_drawn_for_every_seed(full: Store) -> None:
+    axes = report.curve_figure(full, synthetic.trial_id("swift")).axes[0]
+    assert len(axes.lines) == 2 * len(SEEDS)
+    stored = full.curves(trial_id=synthetic.trial_id("swift"), seed=SEEDS[0])
+    assert np.asarray(axes.lines[1].get_ydata()).tolist() == stored["test_acc"].to_pylist()
+
+
+def test_curves_of_a_trial_without_any(full: Store) -> None:
+    assert len(report.curve_figure(full, "nothing").axes[0].lines) == 0
+
+
+def test_figures_as_files_are_the_same_twice(full: Store) -> None:
+    first, second = (report.figure_files(full, "tiny") for _ in range(2))
+    assert first == second
+    assert set(first) == {
+        f"tiny-{what}.{kind}"
+        for what in ("survival", "accuracy-plain", "accuracy-swift", "accuracy-shaky")
+        for kind in ("svg", "png")
+    }
+    root = ElementTree.fromstring(first["tiny-survival.svg"])
+    assert root.get("viewBox") and root.get("width") and root.get("aria-label")
+    assert not re.search(rb"#[0-9a-f]{6}(?![0-9a-f;])", first["tiny-survival.svg"].split(b"</style>", 1)[1])
+
+
+# ---------------------------------------------------------------------------------------------- the page
+
+
+class Page(HTMLParser):
+    """Collects what a browser would fetch or run, the ids, and the text."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("src", "href", "xlink:href") and not (value or "").startswith("#"):
+                self.links.append(value or "")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_page_needs_nothing_beside_itself(full: Store) -> None:
+    source = report.html(full, "tiny")
+    page = Page(source)
+    assert page.links == [] and "script" not in page.tags and "@import" not in source
+    assert re.findall(r"url\((?!#)", source) == []
+    assert len(page.ids) == len(set(page.ids))
+    assert source == report.html(Store(full.root), "tiny")
+    assert 'name="viewport"' in source and "prefers-color-scheme:dark" in source
+    assert page.tags.count("svg") == 4
+
+
+def test_page_escapes_names_and_shows_the_numbers_of_the_text(full: Store) -> None:
+    source = report.html(full, "tiny")
+    assert "groks &lt;sooner&gt;?" in source and "<sooner>" not in source
+    shown = view.collect(full, "tiny")
+    page = Page(source)
+    for row in text.speedup_table(shown)[1] + text.outcome_table(shown)[1] + text.time_table(shown)[1]:
+        for cell in row:
+            assert cell in page.text
+    assert "Search (exploratory)" in page.text
+
+
+def test_colours_hold_for_many_arms(full: Store) -> None:
+    shown = view.collect(full, "tiny")
+    arms = [view.ArmView(f"arm{i}", "", {}, 0, {}, (), 0, None) for i in range(20)]
+    many = view.SweepView(**{**shown.__dict__, "arms": arms})
+    looks = {figures.look(many, arm)[:2] for arm in arms}
+    assert len(looks) == 20
+
+
+# ---------------------------------------------------------------------------------------------- what it needs
+
+
+def test_results_need_no_torch_ray_mlflow_optuna_or_matplotlib(full: Store) -> None:
+    code = (
+        "import sys; from grokscale import report; from grokscale.store import Store\n"
+        "assert 'Speed-up' in report.results_text(Store(sys.argv[1]), 'tiny')\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'optuna', 'matplotlib', 'duckdb'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code, full.root], check=True)
