@@ -151,6 +151,8 @@ def sweep(
         except SweepInterrupted as stopped:
             stopped.args = (f"{stopped}\nresume: {_command()}",)
             raise
+    if result.behind:
+        _say(f"MLflow is behind: {result.behind}; grokscale track sync {result.sweep_id} catches up")
     from grokscale.report import results_text
 
     typer.echo(results_text(opened, result.sweep_id), nl=False)
@@ -197,7 +199,7 @@ def run(
         store=opened,
         say=_say,
     )
-    typer.echo(solo.table(spec, rows, resolved.horizon), nl=False)
+    typer.echo(solo.table(spec, rows, resolved.horizon, solo.epoch_steps(spec, entries)), nl=False)
     if timing:
         row = solo.time_alone(spec, threads=resources.cpus, registry=entries)
         if opened is not None:

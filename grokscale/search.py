@@ -179,11 +179,13 @@ def _until(step: int | None, cap: int) -> float:
 def shortlist(ended: Sequence[Ended], top: int) -> list[Ended]:
     """The trials of an arm that race: the `top` of lowest value, the earlier first where they tie.
 
-    A capped trial is out of the running (it cannot come within MARGIN of the best) unless all are capped.
+    None beyond MARGIN of the best: later ones of that kind were capped, and early ones, which had no cap to be
+    stopped at, are treated alike. Where nothing was watched to its end, all are in.
     """
-    running = [trial for trial in ended if trial.value is not None]
-    watched = [trial for trial in running if not trial.capped] or running
-    return sorted(watched, key=lambda trial: (trial.value, trial.number))[:top]
+    running = [(trial.value, trial.number, trial) for trial in ended if trial.value is not None]
+    watched = [entry for entry in running if not entry[2].capped] or running
+    limit = min((value for value, *_ in watched), default=0.0) + math.log(MARGIN)
+    return [trial for value, _, trial in sorted(watched) if value <= limit][:top]
 
 
 def tau_confirm(steps: Sequence[float], horizon: int) -> int:

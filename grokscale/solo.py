@@ -18,7 +18,7 @@ from grokscale.report.text import median
 from grokscale.report.words import count, grid, knobs, number
 from grokscale.spec import TrialSpec
 from grokscale.store import Store
-from grokscale.train import Evaluation, packs, timing, train
+from grokscale.train import Evaluation, Program, packs, timing, train
 
 SAY_S = 1.0  # a line at most this often
 
@@ -100,15 +100,18 @@ def time_alone(spec: TrialSpec, *, threads: int = 1, registry: Registry | None =
     }  # fmt: skip
 
 
-def epoch_steps(spec: TrialSpec, labels: int) -> int:
-    """Steps of one pass over the `labels` training rows."""
-    full, rest = divmod(labels, spec.optimiser["batch"])
-    return max(1, full if spec.optimiser["drop_last"] or not rest else full + 1)
+def epoch_steps(spec: TrialSpec, registry: Registry) -> int:
+    """Steps of one pass over the training rows."""
+    program = Program(spec, registry, "cpu")
+    full, rest = divmod(len(program.splits(0)[0].train.y), program.batch)
+    return max(1, full if program.drop_last or not rest else full + 1)
 
 
-def table(spec: TrialSpec, rows: Sequence[Mapping[str, Any]], horizon: int) -> str:
-    """A line per replica: when it fitted, first crossed, grokked, in steps and epochs; then the medians."""
-    epoch = epoch_steps(spec, rows[0]["labels"])
+def table(spec: TrialSpec, rows: Sequence[Mapping[str, Any]], horizon: int, epoch: int) -> str:
+    """A line per replica: when it fitted, first crossed, grokked, in steps and epochs; then the medians.
+
+    epoch: steps of one.
+    """
 
     def event(step: float | None) -> list[str]:
         if step is None:

@@ -105,8 +105,6 @@ class _Sweep:
     tell: Callable[[Progress], None]
     uri: str | None
     failures: list[Failure] = field(default_factory=list)
-    trained: int = 0
-    reused: int = 0
 
     def __post_init__(self) -> None:
         self.experiment, self.sweep_id = self.resolved.experiment, self.resolved.sweep_id
@@ -115,6 +113,7 @@ class _Sweep:
         self._mirror: Mirror | None = None
         self._last: Progress | None = None
         self._plan: dict[str, Any] | None = None  # of the confirmation
+        self._work: Phases | None = None
 
     # ---------------------------------------------------------------------------------------- the phases
 
@@ -125,14 +124,13 @@ class _Sweep:
         if self.uri is not None:
             self._mirror = Mirror(self.store, self.sweep_id, self.uri)
         self.ledger = Ledger(self.store, self.sweep_id)
-        phases = Phases(self._phases())
+        self._work = phases = Phases(self._phases())
         try:
             phases.settle()
             if not phases.through:
                 cluster = self._started()
                 cluster.run(phases, self.stop)
         finally:
-            self.trained, self.reused = phases.trained, phases.reused
             self.ledger.flush()
         if not phases.through:
             self.stop.check()
@@ -141,7 +139,7 @@ class _Sweep:
             self._time()
             self._answer()
         tau = self._plan["tau"] if self._plan else None
-        return SweepResult(self.sweep_id, self.trained, self.reused, tau, tuple(self.failures))
+        return SweepResult(self.sweep_id, phases.trained, phases.reused, tau, tuple(self.failures))
 
     def _introduce(self) -> None:
         """The sweep's own row, once."""
@@ -300,6 +298,8 @@ class _Sweep:
             sweep_id=self.sweep_id,
             status=progress.status or f"{progress.phase}: running",
             elapsed=time.monotonic() - self.began,
+            trained=self._work.trained if self._work else 0,
+            reused=self._work.reused if self._work else 0,
         )
         self.tell(self._last)
 

@@ -6,8 +6,10 @@ start gets a fresh Tuner and none is ever restored.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -136,10 +138,11 @@ class _Callback(Inert, tune.Callback):
 
 
 def _error_of(trial: Any) -> str:
-    """The text of a Tune trial's last failure."""
-    if trial.error_file and Path(trial.error_file).exists():
-        return Path(trial.error_file).read_text().rpartition("Failure #")[2].partition("\n")[2].strip()
-    return "no reason given"
+    """The text of a Tune trial's last failure, without Ray's colours."""
+    if not trial.error_file or not Path(trial.error_file).exists():
+        return "no reason given"
+    last = Path(trial.error_file).read_text().rpartition("Failure #")[2].partition("\n")[2]
+    return re.sub(r"\x1b\[[0-9;]*m", "", last).strip()
 
 
 class _Stopper(Inert, tune.Stopper):
@@ -161,9 +164,8 @@ class Cluster:
 
     def __init__(self, cpus: int, gpus: float) -> None:
         self.cpus, self.gpus = cpus, gpus
-        self._owned: Path | None = None  # temporary folder of a Ray that is ours to stop
+        self._folder: _Folder | None = None
         self._connected = False
-        self._files: Path | None = None  # what Tune writes and nobody reads
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if "RAY_ADDRESS" not in os.environ and not ray.is_initialized() and cpus > cores:
             raise InputError(f"resources: cpus: {cpus} asked for, this machine has {cores}; allowed: 1 to {cores}")
@@ -171,6 +173,8 @@ class Cluster:
 
     def start(self) -> None:
         """Start Ray, or connect to it; nothing where that has been done."""
+        if self._folder is None:
+            self._folder = _Folder()
         if ray.is_initialized():
             return
         quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
@@ -178,13 +182,8 @@ class Cluster:
             if "RAY_ADDRESS" in os.environ:
                 ray.init(**quiet)
             else:
-                self._owned = _short_folder()
-                ray.init(
-                    num_cpus=self._cores,
-                    object_store_memory=OBJECT_STORE,
-                    _temp_dir=str(self._owned),
-                    **quiet,
-                )
+                own = {"num_cpus": self._cores, "object_store_memory": OBJECT_STORE}
+                ray.init(**own, _temp_dir=str(self._folder.path), **quiet)
         except (RayError, OSError, RuntimeError, ValueError, ConnectionError) as error:
             raise GrokscaleError(f"Ray did not start: {error}") from error
         self._connected = True
@@ -199,7 +198,7 @@ class Cluster:
     def run(self, desk: Desk, stop: Callable[[], bool]) -> None:
         """Run the desk's jobs until it is through or told to stop; trials under way are kept then."""
         self.start()
-        self._files = self._files or Path(tempfile.mkdtemp(prefix="grokscale-tune-"))
+        assert self._folder is not None
         searcher = _Searcher(desk)
         resources = {"cpu": self.cpus, **({"gpu": self.gpus} if self.gpus else {})}
         tuner = tune.Tuner(
@@ -214,7 +213,7 @@ class Cluster:
             ),
             run_config=tune.RunConfig(
                 name=desk.name,
-                storage_path=str(self._files),
+                storage_path=str(self._folder.path / "tune"),
                 stop=_Stopper(stop),
                 callbacks=[_Callback(searcher)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # we keep our own
@@ -225,7 +224,7 @@ class Cluster:
         try:
             tuner.fit()
         except (TuneError, RayError) as error:
-            raise GrokscaleError(f"Ray Tune gave up : {error}") from error
+            raise GrokscaleError(f"Ray Tune gave up: {error}") from error
         searcher.settle()
 
     def timing(self, spec_json: str, threads: int, device: str, stop: Callable[[], bool]) -> dict[str, Any] | None:
@@ -247,20 +246,38 @@ class Cluster:
         """Stop the Ray that is ours and remove what it left."""
         if self._connected:
             ray.shutdown()
-        for folder in (self._owned, self._files):
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-        self._owned = self._files = None
-        self._connected = False
+        if self._folder is not None:
+            self._folder.remove()
+        self._folder, self._connected = None, False
+
+
+class _Folder:
+    """A temporary folder for what Ray and Tune write and nobody reads; short, as sockets' paths have a limit.
+
+    Its lock says that its process lives: what a killed driver left is removed by the next.
+    """
+
+    def __init__(self) -> None:
+        base = Path(tempfile.gettempdir())
+        deepest = "gs-12345678/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1"
+        base = base if len(str(base / deepest)) <= SOCKET_PATH else Path("/tmp")
+        for left in base.glob("gs-*/lock"):
+            try:
+                with left.open() as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left.parent, ignore_errors=True)
+            except OSError:  # in use, another user's, or gone by now
+                continue
+        self.path = Path(tempfile.mkdtemp(prefix="gs-", dir=base))
+        self._lock = (self.path / ".lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        (self.path / ".lock").rename(self.path / "lock")  # nobody sees it before it is held
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
 
 
 def _trial_name(trial: Any) -> str:
     job = trial.config.get("job", {})
     return str(job.get("name", trial.trial_id))
-
-
-def _short_folder() -> Path:
-    """A temporary folder for Ray's session, short enough for the sockets in it."""
-    tail = len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1") + 9
-    base = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="gs-", dir=base if len(base) + tail <= SOCKET_PATH else "/tmp"))

@@ -199,3 +199,192 @@ def _first_step(spec: TrialSpec) -> dict[str, torch.Tensor]:
 
     once = replace(spec, eval={**EVERY, "min": 1, "every": 0.0})
     return {k: p[0] for k, p in stopped_at(once, [1], 1).snapshot()["stacked"]["params"].items()}
+
+
+# ------------------------------------------------------------------------------------- schedule and horizon
+
+
+def test_the_schedule_of_the_evaluations() -> None:
+    """max(25, 2 % of the step) after the last one; every epoch's end for reproductions."""
+    every = {"every": 0.02, "min": 25, "examples": 1024}
+    steps = [0]
+    while steps[-1] < 3000:
+        steps.append(next_evaluation(steps[-1], every, 7))
+    assert steps[1:52] == list(range(25, 1276, 25))
+    assert steps[52:56] == [1300, 1326, 1352, 1379]
+    assert all(b - a == max(25, int(0.02 * a)) for a, b in zip(steps, steps[1:], strict=False))
+    assert [next_evaluation(s, {"epoch": True}, 9) for s in (0, 8, 9, 17)] == [9, 9, 18, 18]
+
+
+def test_the_engine_keeps_the_schedule() -> None:
+    evaluation = stopped_at(trial("parity-mlp2", threshold=1.1, every={**EVERY, "min": 7, "every": 0.1}), [1], 101)
+    assert curve(evaluation, 1)["step"].tolist() == [*range(7, 85, 7), 92, 101]
+
+
+@pytest.mark.parametrize(
+    ("form", "drop_last", "steps"),
+    [("parity-mlp2", True, 6), ("parity-mlp2", False, 7), ("pairs-mlp2", True, 3), ("pairs-mlp2", False, 4)],
+)
+def test_an_epoch_drops_or_keeps_the_partial_batch(form: str, drop_last: bool, steps: int) -> None:
+    """100 rows and 60 rows in batches of 16; evaluated at the end of every epoch, on full splits."""
+    spec = trial(form, optimiser={"drop_last": drop_last}, every={"epoch": True}, threshold=1.1)
+    columns = curve(stopped_at(spec, [1, 2], 3 * steps), 1)
+    assert columns["step"].tolist() == [steps, 2 * steps, 3 * steps]
+    assert columns["full"].all()
+
+
+def test_one_epoch_sees_every_row_once() -> None:
+    """A linear model on one-hot rows would do; here the batches themselves are asked."""
+    for drop_last in (True, False):
+        flat = [row for batch in batches(5, 100, 16, drop_last, 6 if drop_last else 7) for row in batch]
+        assert len(set(flat)) == len(flat) == (96 if drop_last else 100)
+
+
+def test_samples_and_full_splits() -> None:
+    """`examples` rows by default, the full split where the sample crosses the threshold and at the end."""
+    every = {"every": 0.02, "min": 25, "examples": 64}
+    spec = trial(GROKS, every=every, precision="fp64")
+    evaluations = list(train(spec, [3, 4], horizon=400, until="stable", registry=REGISTRY))
+    for row in evaluations[-1].replicas():
+        if row["outcome"] != "grokked":
+            continue
+        columns = curve(evaluations[-1], row["seed"])
+        at = columns["step"].tolist().index(row["first_step"])
+        assert columns["full"][at]
+        assert not columns["full"][0]
+        assert whole_number(300 * columns["test_acc"][at])
+        assert whole_number(64 * columns["test_acc"][~columns["full"]])
+        assert whole_number(300 * row["final_acc"])
+    assert any(row["outcome"] == "grokked" for row in evaluations[-1].replicas())
+
+
+def whole_number(x: np.ndarray) -> bool:
+    return np.allclose(x, np.round(x), atol=1e-9)
+
+
+def test_a_longer_horizon_continues_the_same_run() -> None:
+    """The horizon is no part of a trial: neither the schedule nor a switch may notice it, on a tick or between."""
+    spec = trial(GROKS, "egd-colnorm", every={"every": 0.02, "min": 25, "examples": 64})
+    *_, far = train(spec, [1, 2, 3], horizon=310, until="stable", registry=REGISTRY)
+    for horizon in (50, 60, 74, 75, 100):
+        *_, near = train(spec, [1, 2, 3], horizon=horizon, registry=REGISTRY)
+        for seed in (1, 2, 3):
+            a, b = curve(near, seed), curve(far, seed)
+            n = len(a["step"])
+            for name in a:
+                assert a[name].tobytes() == b[name][:n].tobytes(), f"{name} at horizon {horizon}"
+
+
+def test_a_snapshot_goes_on_to_another_horizon() -> None:
+    spec = trial(GROKS, every=EVERY)
+    *_, whole = train(spec, [1, 2, 3], horizon=300, until="stable", registry=REGISTRY)
+    for evaluation in train(spec, [1, 2, 3], horizon=100, registry=REGISTRY):
+        if evaluation.step == 60:
+            snapshot = evaluation.snapshot()
+            break
+    *_, resumed = train(spec, [1, 2, 3], horizon=300, until="stable", state=snapshot, registry=REGISTRY)
+    assert resumed.replicas() == whole.replicas()
+
+
+def test_a_replica_at_the_horizon_is_given_up() -> None:
+    *_, end = train(endless("parity-mlp2"), [1, 2, 3], horizon=45, registry=REGISTRY)
+    assert end.done
+    assert end.finished.all()
+    assert end.step == 45
+    for row in end.replicas():
+        assert row["observed_to"] == row["steps"] == 45
+        assert row["outcome"] in ("memorised", "unfitted")
+        assert row["grok_step"] is None
+        assert row["final_acc"] is not None
+
+
+def test_evaluations_are_arrays_over_the_seeds_of_the_call() -> None:
+    evaluations = list(train(trial(GROKS, "egd-colnorm"), [4, 1, 3], horizon=400, registry=REGISTRY))
+    for evaluation in evaluations:
+        assert evaluation.seeds == (4, 1, 3)
+        assert set(evaluation.metrics) == {
+            f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", "acc")}  # fmt: skip
+        assert all(m.shape == (3,) for m in evaluation.metrics.values())
+        assert evaluation.done == evaluation.finished.all() == (evaluation is evaluations[-1])
+    gone = [e for e in evaluations if np.isnan(e.metrics["train_loss"]).any()]
+    for evaluation in gone:
+        earlier = evaluations[evaluations.index(evaluation) - 1].finished
+        assert (np.isnan(evaluation.metrics["test_acc"]) == earlier).all()
+
+
+def test_the_iterators_mood_stays_its_own() -> None:
+    """Gradients are off inside a step and on for whoever iterates."""
+    for _ in train(trial("parity-mlp2", threshold=1.1), [1], horizon=20, registry=REGISTRY):
+        assert torch.is_grad_enabled()
+
+
+def test_packs_and_lanes() -> None:
+    assert packs([5, 6, 7, 8, 9], 2) == [[5, 6], [7, 8], [9]]
+    assert packs([5, 6], 32) == [[5, 6]]
+    assert [lanes_for(n) for n in (1, 2, 3, 4, 5, 8, 9, 32)] == [2, 2, 4, 4, 8, 8, 16, 32]
+
+
+def test_a_matrix_product_does_not_depend_on_its_place() -> None:
+    """What lane invariance rests on: MKL is told to round alike at every alignment (see grokscale/__init__.py)."""
+    source = torch.Generator().manual_seed(0)
+    a, b = torch.randn(8, 49, 60, generator=source), torch.randn(8, 60, 11, generator=source)
+    whole = torch.bmm(a, b)
+    for lanes in ([3, 1, 5, 7], [7, 0], [6, 4, 2, 0, 1, 3, 5, 7]):
+        assert torch.equal(torch.bmm(a[lanes], b[lanes]), whole[lanes])
+
+
+# --------------------------------------------------------------------------------------- refusals and rows
+
+
+def test_a_snapshot_of_another_trial_is_refused() -> None:
+    snapshot = stopped_at(endless("parity-mlp2"), [1, 2], 10).snapshot()
+    with pytest.raises(ValueError, match="trial"):
+        next(train(endless("parity-mlp2", "egd"), [1, 2], horizon=50, state=snapshot, registry=REGISTRY))
+    with pytest.raises(ValueError, match="7"):
+        next(train(endless("parity-mlp2"), [1, 7], horizon=50, state=snapshot, registry=REGISTRY))
+
+
+@pytest.mark.parametrize("seeds", [[], [1, 1]])
+def test_seeds_are_different_and_there_is_one(seeds: list[int]) -> None:
+    with pytest.raises(ValueError, match="seeds"):
+        next(train(endless("parity-mlp2"), seeds, horizon=50, registry=REGISTRY))
+
+
+def test_an_unknown_end_is_refused() -> None:
+    with pytest.raises(ValueError, match="until"):
+        next(train(endless("parity-mlp2"), [1], horizon=50, until="forever", registry=REGISTRY))
+
+
+def test_without_validation_the_test_split_is_watched_and_the_row_says_so() -> None:
+    spec = trial("pairs-mlp2", "egd", validation=0.0, monitor="test", every=EVERY, threshold=1.1)
+    evaluation = stopped_at(spec, [1, 2], 20)
+    columns = evaluation.curves()
+    assert np.array_equal(columns["val_acc"], columns["test_acc"])
+    assert np.array_equal(columns["val_loss"], columns["test_loss"])
+    assert {row["monitor"] for row in evaluation.replicas()} == {"test"}
+
+
+def test_the_switch_watches_the_monitored_split() -> None:
+    """Same trial but for the monitor: the switch, and with it the run, follows another accuracy."""
+    options = {"precision": "fp64", "every": EVERY, "threshold": 1.1}
+    method = [{"name": "egd", "switch": 0.55, "sticky": False}]
+    for monitor in ("val", "test"):
+        columns = curve(stopped_at(trial("parity-mlp2", method, monitor=monitor, **options), [1, 2], 50), 1)
+        expected = [True, *(columns[f"{monitor}_acc"][:-1] <= 0.55)]
+        assert columns["active"].tolist()[1:] == expected[1:]
+
+
+def test_a_row_says_what_was_run() -> None:
+    spec = trial("pairs-mlp2", "test-look-ahead", every=EVERY, threshold=1.1)
+    (row, _) = stopped_at(spec, [1, 2], 20).replicas()
+    assert row["trial_id"] == spec.trial_id
+    assert (row["seed"], row["batch"], row["precision"], row["lanes"]) == (1, 16, "fp32", 2)
+    assert row["params"] == 22 * 32 + 32 + 32 * 11
+    assert row["labels"] >= 60
+    assert math.isfinite(row["threshold"])
+
+
+def test_an_outer_share_is_held_back_from_training() -> None:
+    """60 rows of training data, a quarter of them for the outer loss: 45 remain, two batches of 16 an epoch."""
+    spec = trial("pairs-mlp2", "test-look-ahead", every={"epoch": True}, threshold=1.1)
+    assert curve(stopped_at(spec, [1, 2], 4), 1)["step"].tolist() == [2, 4]

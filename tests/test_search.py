@@ -131,9 +131,11 @@ def test_values() -> None:
     assert (round(math.exp(value)), capped) == (1000, False)
 
 
-def test_the_shortlist_leaves_capped_and_failed_trials_out() -> None:
-    trials = [Ended(0, {}, 7.0), Ended(1, {}, 5.0, True), Ended(2, {}, 6.0), Ended(3, {}, None), Ended(4, {}, 6.0)]
+def test_the_shortlist_leaves_capped_failed_and_hopeless_trials_out() -> None:
+    trials = [Ended(0, {}, 6.6), Ended(1, {}, 5.0, True), Ended(2, {}, 6.0), Ended(3, {}, None), Ended(4, {}, 6.0)]
+    trials.append(Ended(5, {}, 6.0 + math.log(2) + 1e-6))  # beyond twice the best, though it was never capped
     assert [trial.number for trial in search.shortlist(trials, 5)] == [2, 4, 0]
+    assert [trial.number for trial in search.shortlist(trials, 2)] == [2, 4]
     assert [trial.number for trial in search.shortlist(trials[1:2], 5)] == [1]
     assert search.shortlist([trials[3]], 5) == []
 
