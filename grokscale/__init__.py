@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from grokscale.errors import GrokscaleError, InputError
     from grokscale.spec import Experiment, TrialSpec, load
     from grokscale.store import Store
-    from grokscale.sweep import trainable
     from grokscale.train import Evaluation, train
+    from grokscale.worker import trainable
 
 # MKL's fast kernels round differently by the alignment of a matrix in memory, so a replica's bits would depend on
 # its place in a pack. STRICT takes that away at no measurable cost. Read once, at MKL's first use in the process.
@@ -34,7 +34,7 @@ _HOME = {
     "load": "spec",
     "speedups": "answers",
     "train": "train",
-    "trainable": "sweep",
+    "trainable": "worker",
 }
 
 __all__ = [

@@ -139,23 +139,25 @@ def sweep(
 
         typer.echo(preview(resolved, entries), nl=False)
         return
+    from grokscale.control import SweepInterrupted
     from grokscale.live import watch
 
-    with watch(sys.stderr, file.stem) as view:
-        _, resolved = _resolve(file, set_)
-        from grokscale.sweep import SweepInterrupted, run_sweep
+    opened = resolved = None
+    try:
+        with watch(sys.stderr, file.stem) as view:
+            _, resolved = _resolve(file, set_)
+            from grokscale.sweep import run_sweep
 
-        opened = _open(store or resolved.experiment.store)
-        try:
+            opened = _open(store or resolved.experiment.store)
             result = run_sweep(resolved, opened, on_progress=view)
-        except SweepInterrupted as stopped:
-            stopped.args = (f"{stopped}\nresume: {_command()}",)
-            raise
+    except SweepInterrupted as stopped:
+        if opened and resolved and stopped.reason == "hours":  # as asked for in the file: show how far it came
+            _print_results(opened, resolved.sweep_id)
+        stopped.args = (f"{stopped}\nresume: {_command()}",)
+        raise
     if result.behind:
         _say(f"MLflow is behind: {result.behind}; grokscale track sync {result.sweep_id} catches up")
-    from grokscale.report import results_text
-
-    typer.echo(results_text(opened, result.sweep_id), nl=False)
+    _print_results(opened, result.sweep_id)
     for failure in result.failures:
         last = failure.error.strip().splitlines()[-1:] or ["no reason given"]
         what = f"{failure.phase} {failure.arm} {failure.number} (trial {failure.trial_id})"
@@ -339,6 +341,12 @@ def track_sync(
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
+
+
+def _print_results(store: Store, sweep_id: str) -> None:
+    from grokscale.report import results_text
+
+    typer.echo(results_text(store, sweep_id), nl=False)
 
 
 def _open(path: str | None) -> Store:

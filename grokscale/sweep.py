@@ -30,9 +30,7 @@ from grokscale.track import Mirror, default_uri
 if TYPE_CHECKING:
     from grokscale.tuner import Cluster
 
-__all__ = [
-    "ArmProgress", "Failure", "Progress", "SweepInterrupted", "SweepResult", "run_sweep", "trainable",
-]  # fmt: skip
+__all__ = ["ArmProgress", "Failure", "Progress", "SweepInterrupted", "SweepResult", "run_sweep"]
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +86,6 @@ def run_sweep(
         finally:
             behind = sweep.close(status)
         return replace(result, behind=behind)
-
-
-def trainable(method: str | list[str], **settings: Any) -> type:
-    """A Ray Tune trainable for a method; see `grokscale.worker.trainable`."""
-    from grokscale.worker import trainable as make  # imports Ray
-
-    return make(method, **settings)
 
 
 @dataclass

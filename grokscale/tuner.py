@@ -38,7 +38,7 @@ from ray.exceptions import RayError  # noqa: E402
 from ray.tune.error import TuneError  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
-from grokscale.errors import GrokscaleError, InputError  # noqa: E402
+from grokscale.errors import GrokscaleError  # noqa: E402
 from grokscale.worker import SweepTrainable, time_trial  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ class Cluster:
         self._connected = False
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if "RAY_ADDRESS" not in os.environ and not ray.is_initialized() and cpus > cores:
-            raise InputError(f"resources: cpus: {cpus} asked for, this machine has {cores}; allowed: 1 to {cores}")
+            raise GrokscaleError(f"resources.cpus = {cpus} asked for, this machine has {cores}; allowed: 1 to {cores}")
         self._cores = cores
 
     def start(self) -> None:

@@ -286,6 +286,12 @@ def test_dry_run_plans_and_writes_nothing(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["tiny.toml"]
 
 
+def test_a_sweep_out_of_hours_shows_how_far_it_came(folder: Path) -> None:
+    result = call("sweep", "tiny.toml", "--set", "limits.hours=1e-9", "--set", "tracking=none")
+    assert "No trial of the search has ended yet." in result.stdout
+    assert "limits.hours" in result.stderr and "resume: grokscale" in result.stderr
+
+
 def test_sweep_is_interrupted_resumed_and_read_again(folder: Path) -> None:
     """The whole way: Ray, Optuna, MLflow and Parquet; Ctrl-C half-way; the same command; `results` afterwards."""
     command = [*GROKSCALE, "sweep", "tiny.toml"]

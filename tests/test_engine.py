@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -212,7 +213,7 @@ def test_the_schedule_of_the_evaluations() -> None:
         steps.append(next_evaluation(steps[-1], every, 7))
     assert steps[1:52] == list(range(25, 1276, 25))
     assert steps[52:56] == [1300, 1326, 1352, 1379]
-    assert all(b - a == max(25, int(0.02 * a)) for a, b in zip(steps, steps[1:], strict=False))
+    assert all(b - a == max(25, int(0.02 * a)) for a, b in itertools.pairwise(steps))
     assert [next_evaluation(s, {"epoch": True}, 9) for s in (0, 8, 9, 17)] == [9, 9, 18, 18]
 
 
@@ -278,10 +279,7 @@ def test_a_longer_horizon_continues_the_same_run() -> None:
 def test_a_snapshot_goes_on_to_another_horizon() -> None:
     spec = trial(GROKS, every=EVERY)
     *_, whole = train(spec, [1, 2, 3], horizon=300, until="stable", registry=REGISTRY)
-    for evaluation in train(spec, [1, 2, 3], horizon=100, registry=REGISTRY):
-        if evaluation.step == 60:
-            snapshot = evaluation.snapshot()
-            break
+    snapshot = next(e.snapshot() for e in train(spec, [1, 2, 3], horizon=100, registry=REGISTRY) if e.step == 60)
     *_, resumed = train(spec, [1, 2, 3], horizon=300, until="stable", state=snapshot, registry=REGISTRY)
     assert resumed.replicas() == whole.replicas()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import pytest
 from tests.golden.regenerate import CASES, FOLDER, METHODS, path, record
 from tests.trials import REGISTRY
 
-# Another CPU rounds differently, and 200 steps of training blow that up: to 4e-11 where it was tried (see
-# regenerate.py). A real change of numerics, a decay counted twice or an epoch shuffled anew, shows in the first digits.
-RTOL = 1e-7
+# Another CPU rounds differently, and 200 steps blow that up: to 5e-6 in the worst case tried (see regenerate.py).
+# A real change of numerics, a decay counted twice or an epoch shuffled anew, shows in the first digits.
+RTOL = 1e-4
+ONE_EXAMPLE = 1 / 48  # of the smallest split: one that sits on the fence may fall to the other side
 
 
 @pytest.mark.parametrize(("method", "form"), CASES)
@@ -22,10 +24,10 @@ def test_golden(method: str, form: str) -> None:
     assert got.keys() == expected.keys()
     for seed, metrics in expected.items():
         for name, values in metrics.items():
-            tolerance = {"rtol": RTOL, "atol": 1e-12} if name.endswith("loss") else {"rtol": 0.0, "atol": 1e-9}
+            tolerance: dict[str, Any] = {"rtol": RTOL} if name.endswith("loss") else {"rtol": 0.0, "atol": ONE_EXAMPLE}
             assert np.allclose(got[seed][name], values, **tolerance), (
-                f"{name} of seed {seed} changed from {values} to {got[seed][name]}; if that is meant, raise the VERSION "
-                f"of what changed and run `python -m tests.golden.regenerate`"
+                f"{name} of seed {seed} was {values} and is {got[seed][name]}; if that is meant, raise the VERSION of "
+                f"what changed and run `python -m tests.golden.regenerate`"
             )
 
 

@@ -185,6 +185,22 @@ def test_an_interval_above_1_that_holm_does_not_confirm_is_qualified(store: Stor
     assert said.endswith("But p = 0.500 over all arms: chance alone may do that.")
 
 
+def test_fixed_settings_of_one_arm_alone(store: Store) -> None:
+    """A reproduction: no search, nothing to compare with, and what the file fixes is shown."""
+    store.append("sweeps", [{
+        "sweep_id": "one-00000000", "name": "one", "question": "When?", "baseline": "plain", "horizon": TAU,
+        "experiment_json": "{}", "version": "0"}])  # fmt: skip
+    chosen = {"plain": {"trial_id": synthetic.trial_id("plain"), "params": {}, "number": 0}}
+    store.append("plans", [{
+        "sweep_id": "one-00000000", "block": 0, "tau": TAU, "seeds": SEEDS, "key": "k",
+        "winners_json": text.json.dumps(chosen)}])  # fmt: skip
+    store.append("replicas", [synthetic.replica("plain", s, t) for s, t in zip(SEEDS, grok_steps("plain"), strict=True)])
+    page = report.results_text(store, "one")
+    assert "Only plain ran: there is nothing to compare it with." in page and "EXPLORATORY" not in page
+    assert "plain  lr 0.0416, wd 0.01\n" in page and "no search: settings as the file fixes them" in page
+    assert cells(page, "Medians", "plain")[1] == f"{sorted(grok_steps('plain'))[3]:,.0f}"
+
+
 def test_nothing_grokked_anywhere(store: Store) -> None:
     synthetic.confirmed(store, times=dict.fromkeys(synthetic.ARMS, [NEVER] * 8))
     page = report.results_text(store, "tiny")

@@ -22,7 +22,7 @@ TABLES: list[tuple[str, Callable[..., Task], dict[str, Any]]] = [
     ("tokens", tokens, {"p": 11}),
     ("tokens-add", tokens, {"p": 13, "op": "add", "fraction": 0.4}),
 ]
-PARITY = {"n": 20, "k": 3, "n_train": 200, "n_val": 300, "n_test": 400}
+PARITY: dict[str, Any] = {"n": 20, "k": 3, "n_train": 200, "n_val": 300, "n_test": 400}
 
 
 def parts(splits: Splits) -> dict[str, Split]:
@@ -74,9 +74,9 @@ def test_tables_hold_every_row_once_and_rightly_labelled(
         for row, label in zip(rows(split), split.y.tolist(), strict=True):
             if factory is tokens:
                 assert (row[1], row[3]) == (p + 1, p)
-                row = (row[0], row[2])
-            assert row not in seen, "two splits share a row"
-            seen[row] = label
+            pair = (row[0], row[2] if factory is tokens else row[1])
+            assert pair not in seen, "two splits share a row"
+            seen[pair] = label
     assert seen == truth
     assert len(task.splits(3, 0.2).train.y) == int(options.get("fraction", 0.5) * len(truth))
 

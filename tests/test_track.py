@@ -67,8 +67,10 @@ def test_a_finished_sweep(store: Store, uri: str) -> None:
     assert [file.path for file in mlflow.list_artifacts(parent.info.run_id)] == ["survival.png"]
     drawn = [run for run in children if mlflow.list_artifacts(run.info.run_id)]
     assert {(run.data.tags["arm"], run.data.tags["number"]) for run in drawn} == {(a, "0") for a in synthetic.PARAMS}
-    ended = next(run for run in children if run.info.status == "FINISHED")
-    assert ended.data.params["lr"] and "value" in ended.data.metrics and ended.data.metrics["cap"] == synthetic.HORIZON
+    searched = [run for run in children if run.data.tags["phase"] == "search"]
+    ended = next(run for run in searched if run.info.status == "FINISHED")
+    assert ended.data.params["lr"] and "value" in ended.data.metrics
+    assert ended.data.metrics["cap"] == synthetic.HORIZON
 
     track.sync(store, sweep_id, uri)  # and again: nothing is doubled
     second = runs(uri, "done")
@@ -82,20 +84,16 @@ def test_a_finished_sweep(store: Store, uri: str) -> None:
 
 
 def test_curves_are_means_over_seeds(store: Store, uri: str) -> None:
-    about = experiment("curves")
-    sweep_id = synthetic.confirmed(store, "curves-00000001", experiment=about)
+    sweep_id = synthetic.confirmed(store, "curves-00000001", experiment=experiment("curves"))
     seeds = synthetic.SEEDS
-    store.append("trials", [{
-        "sweep_id": sweep_id, "arm": "swift", "phase": "confirm", "number": 0, "trial_id": synthetic.trial_id("swift"),
-        "seeds": seeds, "params_json": '{"lr":0.1}', "cap": synthetic.TAU, "value": 7.0, "state": "ended",
-    }])  # fmt: skip
     track.sync(store, sweep_id, uri)
-    run = next(run for run in runs(uri, "curves") if run.data.tags.get("phase") == "confirm")
+    confirmed = [run for run in runs(uri, "curves") if run.data.tags.get("phase") == "confirm"]
+    run = next(run for run in confirmed if run.data.tags["arm"] == "swift")
     assert run.data.metrics["n"] == len(seeds) == run.data.metrics["grokked"]
     points = client(uri).get_metric_history(run.info.run_id, "test_accuracy")
     assert [p.step for p in points] == sorted({p.step for p in points}) and len(points) > 50
     rows = store.curves(trial_id=synthetic.trial_id("swift"), seed=seeds).to_pylist()
-    at = [row["test_acc"] for row in {row["seed"]: row for row in rows if row["step"] == points[30].step}.values()]
+    at = [row["test_acc"] for row in {r["seed"]: r for r in rows if r["step"] == points[30].step}.values()]
     assert points[30].value == pytest.approx(sum(at) / len(at))
 
 
@@ -106,9 +104,8 @@ def test_runs_that_a_killed_driver_left_running_are_closed(store: Store, uri: st
     running = [run for run in runs(uri, "left") if run.info.status == "RUNNING"]
     assert len(running) == 1 + len(asked)
     # The driver is gone; the sweep goes on elsewhere: one trial ends, one fails, one is asked another way.
-    store.append(
-        "trials", [{**asked[0], "state": "ended", "value": 7.0}, {**asked[1], "state": "failed", "error": "no"}]
-    )
+    ended = {**asked[0], "state": "ended", "value": 7.0}
+    store.append("trials", [ended, {**asked[1], "state": "failed", "error": "no"}])
     store.append("trials", [{**asked[2], "trial_id": "another", "state": "ended", "value": 7.5}])
     track.sync(store, sweep_id, uri, status="FINISHED")
     found = runs(uri, "left")

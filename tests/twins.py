@@ -44,7 +44,8 @@ def decoder_names(layers: int) -> dict[str, str]:
 
 def two_layer_twin(params: Params) -> ref.TwoLayer:
     """A reference net that holds copies of grokscale's parameters of one replica."""
-    net = ref.TwoLayer(*params["w1"].shape, params["w2"].shape[1])
+    (fan_in, width), (_, fan_out) = params["w1"].shape, params["w2"].shape
+    net = ref.TwoLayer(fan_in, width, fan_out)
     return _copied(net, params, TWO_LAYER)
 
 

@@ -76,9 +76,9 @@ def _confirmed(view: SweepView) -> list[str]:
         parts.append(f"<h2>Medians (Kaplan-Meier)</h2>{_table(text.time_table(view))}")
     if view.arms:
         flags = text.edges(view)
-        rows = [[arm.name, knobs(arm.params), flags.get(arm.name, ""), arm.trial_id] for arm in view.arms]
+        rows = [[arm.name, knobs(arm.settings), flags.get(arm.name, ""), arm.trial_id] for arm in view.arms]
         table = _table((["arm", "settings", "", "trial"], rows), left=1)
-        parts.append(f"<h2>Chosen settings</h2>{table}")
+        parts.append(f"<h2>Settings</h2>{table}")
     return parts
 
 

@@ -62,7 +62,7 @@ def render(view: SweepView) -> str:
         blocks.append(_titled(f"Outcomes by tau = {number(view.tau)} steps", outcome_table(view), "<>>>>>>"))
         blocks.append(_titled("Medians (Kaplan-Meier)", time_table(view), "<>>>>>"))
     if view.arms:
-        blocks.append(_settings("Chosen settings", {a.name: a.params for a in view.arms}, edges(view)))
+        blocks.append(_settings("Settings", {a.name: a.settings for a in view.arms}, edges(view)))
     if not view.speedups:
         blocks += _exploratory(view)
     lines = []
@@ -75,6 +75,8 @@ def answer(view: SweepView) -> str:
     """The answer in a sentence or two, with the interval, the seeds and the censoring beside it."""
     rows = of_clock(view, "steps")
     if not rows:
+        if [arm.wanted - len(arm.rows) for arm in view.arms] == [0]:
+            return f"Only {view.arms[0].name} ran: there is nothing to compare it with."
         return f"No answer yet: {_missing(view)}. What follows is exploratory and shows no speed-up."
     best = next((row for row in rows if sound(row) and row["lo"] > 1), None)
     if best is None:
@@ -82,7 +84,7 @@ def answer(view: SweepView) -> str:
         later = f" {listing(slower)} {'groks' if len(slower) == 1 else 'grok'} later." if slower else ""
         return (
             f"No arm is shown to grok sooner than {view.baseline}: no 95 % interval lies above 1 "
-            f"({rows[0]['n']} paired seeds, tau = {number(view.tau)} steps).{later}"
+            f"({count(rows[0]['n'], 'paired seed')}, tau = {number(view.tau)} steps).{later}"
         )
     least = "at least " if best["bound"] == ">=" else ""
     text = (

@@ -36,6 +36,12 @@ class ArmView:
     wanted: int
     timing: Row | None
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was chosen, and where a replica is stored also what was fixed."""
+        fixed = json.loads(self.rows[0]["params_json"]) if self.rows else {}
+        return {**fixed, **self.params}
+
     def times(self, column: str, tau: float) -> np.ndarray:
         """(n,) steps of an event per seed; inf where it did not happen by tau."""
         return np.array([_by(row[column], tau) for row in self.rows], dtype=np.float64)

@@ -92,7 +92,10 @@ LOOK_SPACE = {"sigma": FloatDistribution(1e-3, 0.1, log=True), "every": IntDistr
 
 
 def poison(at: int = 15, share: Scalar = 0.5, value: str = "nan") -> Transform:
-    """g' = value ("nan" or "inf") from step `at` on in a replica whose first draw from Generator(seed, "method") is below `share`."""
+    """g' = value, "nan" or "inf", from step `at` on, in a share of the replicas.
+
+    They are those whose first draw from Generator(seed, "method") is below `share`.
+    """
     if at < 1:
         raise ValueError(f"at >= 1 must hold, got at={at}")
     if value not in ("nan", "inf"):
