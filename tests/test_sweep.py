@@ -28,9 +28,10 @@ from grokscale.control import Stop, locked
 from grokscale.desk import Progress
 from grokscale.errors import GrokscaleError, InputError
 from grokscale.methods import METHODS
-from grokscale.spec import Resolved, parse, seed_for
+from grokscale.spec import Resolved, TrialSpec, parse, seed_for
 from grokscale.store import Store
 from grokscale.sweep import SweepInterrupted, SweepResult, run_sweep
+from grokscale.train import train
 
 FAULTY = "grokscale_faulty_plugin"
 PATIENCE_S = 120.0
@@ -340,6 +341,26 @@ def test_a_trial_that_crashes_does_not_stop_the_others(
     assert 'File "' in states["broken"]["error"] and "RuntimeError: planted" in states["broken"]["error"]
     assert "\x1b" not in states["broken"]["error"]
     assert len(store.replicas()) == 2 and result.tau == MIX["horizon"]
+
+
+def test_a_plugin_method_that_uses_every_extra_runs_a_whole_sweep(ray_here: None, tmp_path: Path) -> None:
+    """Outer step, look-ahead gradient, projection, switch and noise, in a worker that has to import the module."""
+    arms = [{"name": "plain", "method": "none"}, {"name": "test-look-ahead"}]
+    counts = {"search": {"trials": 2, "seeds": 2}, "race": {"top": 1, "seeds": 1}, "confirm": {"seeds": 2}}
+    resolved = resolve(plugin="grokscale_test_plugin", arm=arms, horizon=400, **counts)
+    store = Store(tmp_path)
+    result = run_sweep(resolved, store, tracking="none")
+    assert not result.failures
+    done = Counter((row["arm"], row["phase"]) for row in store.rows("trials", sweep_id=result.sweep_id, state="ended"))
+    assert {key: n for key, n in done.items() if key[0] == "test-look-ahead"} == {
+        ("test-look-ahead", "search"): 2, ("test-look-ahead", "race"): 1, ("test-look-ahead", "confirm"): 1}
+    # A worker's rows are what this process trains.
+    trained = store.rows("replicas", sweep=result.sweep_id, arm="test-look-ahead", phase="confirm")
+    spec, seeds = TrialSpec.from_json(trained[0]["spec_json"]), [row["seed"] for row in trained]
+    *_, last = train(spec, seeds, horizon=result.tau or 0, until="stable")
+    for ours, theirs in zip(last.replicas(), trained, strict=True):
+        for column in ("seed", "outcome", "grok_step", "observed_to", "final_acc"):
+            assert ours[column] == theirs[column]
 
 
 # ------------------------------------------------------------------------------------------- the worker

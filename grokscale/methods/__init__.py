@@ -17,10 +17,10 @@ METHODS: dict[str, Method] = {
     ),
     "egd": Method(
         "egd", "G = U S V^T;  G' = U min(1, S/eps) V^T", "EGD, arXiv 2510.04930, eq. (11), Algorithm 1",
-        egd.egd, egd.EGD_DEFAULTS, egd.EGD_SPACE,
+        egd.egd, egd.EGD_DEFAULTS, egd.EGD_SPACE, neutral={"switch": -1.0},
     ),
     "egd-colnorm": Method(
         "egd-colnorm", "g_j' = g_j / max(||g_j||, floor) per neuron j", "EGD, arXiv 2510.04930, column-normalised form",
-        egd.colnorm, egd.COLNORM_DEFAULTS, egd.COLNORM_SPACE,
+        egd.colnorm, egd.COLNORM_DEFAULTS, egd.COLNORM_SPACE, neutral={"switch": -1.0},
     ),
 }

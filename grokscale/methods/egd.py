@@ -36,7 +36,7 @@ def egd(eps: Scalar = 1e-6, layers: str = "hidden", switch: Scalar = 0.95, stick
 
     eps: singular values below it are damped instead of raised to 1 (the released code's clamp; ambiguity 9).
     layers: "hidden" or "all2d" (hidden, attention and head matrices).
-    switch: off once the monitored accuracy is above it; above 1 = never off.  sticky: stays off.
+    switch: off once the monitored accuracy is above it; above 1 = never off, below 0 = never on.  sticky: stays off.
     Source: EGD, eq. (11) and Algorithm 1.
     """
     _check(isinstance(eps, Tensor) or eps > 0, f"eps > 0 must hold, got eps={eps}")
@@ -82,7 +82,6 @@ def equalise(g: Tensor, eps: Scalar) -> Tensor:
 
 def _switched(act: Callable[[Tensor, int], Tensor], layers: str, switch: Scalar, sticky: bool) -> Transform:
     _check(layers in LAYERS, f"layers must be one of {', '.join(LAYERS)}, got {layers!r}")
-    _check(isinstance(switch, Tensor) or switch > 0, f"switch > 0 must hold, got switch={switch}")
     kinds = LAYERS[layers]
 
     def init(params: Params, roles: Roles, generator: torch.Generator) -> EgdState:
