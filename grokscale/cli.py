@@ -183,6 +183,7 @@ def run(
     given = _seeds(seed_list)
     entries, resolved = _resolve(file, set_)
     from grokscale import solo
+    from grokscale.parts import timing_row
     from grokscale.spec import seed_for
 
     label = arm or resolved.experiment.baseline
@@ -203,7 +204,7 @@ def run(
     )
     typer.echo(solo.table(spec, rows, resolved.horizon, solo.epoch_steps(spec, entries)), nl=False)
     if timing:
-        row = solo.time_alone(spec, threads=resources.cpus, registry=entries)
+        row = timing_row(spec, threads=resources.cpus, registry=entries)
         if opened is not None:
             opened.append("timings", [row])
         typer.echo("\n" + solo.timing_line(row), nl=False)

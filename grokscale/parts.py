@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from grokscale.entries import Registry
 from grokscale.spec import TrialSpec
 from grokscale.spec.trial import canonical_json
 from grokscale.store import Store
-from grokscale.train import Evaluation
+from grokscale.train import Evaluation, timing
 
 
 def write_part(store: Store, spec: TrialSpec, evaluation: Evaluation, *, device: str = "cpu", wall_s: float,
@@ -36,6 +37,18 @@ def write_part(store: Store, spec: TrialSpec, evaluation: Evaluation, *, device:
     rows = [{**about, **row} for row in evaluation.replicas()]
     store.append("replicas", rows)
     return rows
+
+
+def timing_row(
+    spec: TrialSpec, *, threads: int, device: str = "cpu", registry: Registry | None = None
+) -> dict[str, Any]:
+    """A row of `timings`: solo seconds per step of a trial, measured here and now on `threads` threads."""
+    torch.set_num_threads(threads)
+    on, off = timing(spec, device=device, registry=registry)
+    return {
+        "trial_id": spec.trial_id, "device": device_name(device), "threads": threads, "seconds_on": on,
+        "seconds_off": off, "torch": torch.__version__, "host": platform.node(),
+    }  # fmt: skip
 
 
 def provenance(spec: TrialSpec, device: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,12 +12,12 @@ import torch
 
 from grokscale.entries import Registry
 from grokscale.outcomes import answers
-from grokscale.parts import device_name, write_part
+from grokscale.parts import write_part
 from grokscale.report.text import median
 from grokscale.report.words import count, grid, knobs, number
 from grokscale.spec import TrialSpec
 from grokscale.store import Store
-from grokscale.train import Evaluation, Program, packs, timing, train
+from grokscale.train import Evaluation, Program, packs, train
 
 SAY_S = 1.0  # a line at most this often
 
@@ -88,16 +87,6 @@ def line(evaluation: Evaluation, rate: float | None) -> str:
     finished = f"finished {int(evaluation.finished.sum())}/{len(evaluation.seeds)}"
     speed = "" if rate is None else f"  {rate:,.0f} steps/s"
     return f"step {evaluation.step:>9,}  {accuracies}  {finished}{speed}"
-
-
-def time_alone(spec: TrialSpec, *, threads: int = 1, registry: Registry | None = None) -> dict[str, Any]:
-    """A row of `timings`: seconds per step of one replica alone in this process."""
-    torch.set_num_threads(threads)
-    on, off = timing(spec, registry=registry)
-    return {
-        "trial_id": spec.trial_id, "device": device_name("cpu"), "threads": threads, "seconds_on": on,
-        "seconds_off": off, "torch": torch.__version__, "host": platform.node(),
-    }  # fmt: skip
 
 
 def epoch_steps(spec: TrialSpec, registry: Registry) -> int:

@@ -225,7 +225,10 @@ class _Sweep:
         return search.tau_confirm(search.times(rows, self.resolved.horizon), self.resolved.horizon)
 
     def _time(self) -> None:
-        """Seconds per step of every winner, alone on this device, where they are not known."""
+        """Seconds per step of every winner, alone on this device: all in one sitting, if any is not known.
+
+        A ratio of times that were taken on different days compares the days.
+        """
         self.stop.check()
         winners, resources = self._winners(), self.experiment.resources
         device = "cuda" if resources.gpus else "cpu"
@@ -233,12 +236,12 @@ class _Sweep:
         known = self.store.table("timings", trial_id=list(ids.values()), threads=resources.cpus).to_pylist()
         here = None if "RAY_ADDRESS" in os.environ or resources.gpus else device_name(device)
         timed = {row["trial_id"] for row in known if here in (None, row["device"])}
-        if not (missing := {trial_id: arm for arm, trial_id in ids.items() if trial_id not in timed}):
+        if set(ids.values()) <= timed:
             return
         cluster = self._started()
         # MLflow would take part of what is to be timed.
         with self._mirror.paused() if self._mirror is not None else nullcontext():
-            for trial_id, arm in missing.items():
+            for trial_id, arm in {trial_id: arm for arm, trial_id in ids.items()}.items():
                 self.say(f"timing {arm}")
                 spec = self.resolved.trial(arm, winners[arm].params)
                 try:

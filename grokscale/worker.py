@@ -22,7 +22,7 @@ from ray import tune
 
 from grokscale import registry, stats
 from grokscale.outcomes import answers
-from grokscale.parts import device_name, write_part
+from grokscale.parts import timing_row, write_part
 from grokscale.spec import Resolved, TrialSpec, canonical_json, parse, seed_for
 from grokscale.store import Store
 from grokscale.train import Evaluation, packs, train
@@ -200,18 +200,8 @@ class SweepTrainable(tune.Trainable):
 
 
 def time_trial(spec_json: str, threads: int, device: str) -> dict[str, Any]:
-    """A row of `timings`: solo seconds per step of a trial, on whatever runs this."""
-    import socket
-
-    from grokscale.train import timing
-
-    torch.set_num_threads(threads)
-    spec = TrialSpec.from_json(spec_json)
-    on, off = timing(spec, device=device)
-    return {
-        "trial_id": spec.trial_id, "device": device_name(device), "threads": threads, "seconds_on": on,
-        "seconds_off": off, "torch": torch.__version__, "host": socket.gethostname(),
-    }  # fmt: skip
+    """A row of `timings` of a trial, on whatever runs this."""
+    return timing_row(TrialSpec.from_json(spec_json), threads=threads, device=device)
 
 
 class MethodTrainable(tune.Trainable):

@@ -273,7 +273,8 @@ def curve_of(evaluation: Evaluation, seed: int, without: str = "seed") -> np.nda
     """(columns, E) of one replica; NaN stays NaN."""
     curves = evaluation.curves()
     rows = curves["seed"] == seed
-    return np.stack([np.asarray(v[rows], dtype=np.float64) for k, v in sorted(curves.items()) if k not in ("seed", without)])
+    return np.stack([np.asarray(v[rows], dtype=np.float64) for k, v in sorted(curves.items())
+                     if k not in ("seed", without)])
 
 
 def bits(evaluation: Evaluation, seed: int) -> bytes:

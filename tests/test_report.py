@@ -194,7 +194,8 @@ def test_fixed_settings_of_one_arm_alone(store: Store) -> None:
     store.append("plans", [{
         "sweep_id": "one-00000000", "block": 0, "tau": TAU, "seeds": SEEDS, "key": "k",
         "winners_json": text.json.dumps(chosen)}])  # fmt: skip
-    store.append("replicas", [synthetic.replica("plain", s, t) for s, t in zip(SEEDS, grok_steps("plain"), strict=True)])
+    pairs = zip(SEEDS, grok_steps("plain"), strict=True)
+    store.append("replicas", [synthetic.replica("plain", seed, step) for seed, step in pairs])
     page = report.results_text(store, "one")
     assert "Only plain ran: there is nothing to compare it with." in page and "EXPLORATORY" not in page
     assert "plain  lr 0.0416, wd 0.01\n" in page and "no search: settings as the file fixes them" in page

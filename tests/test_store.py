@@ -202,7 +202,7 @@ def test_a_plan_a_sweep_and_a_timing_are_never_changed_but_an_answer_is(store: S
         "p_sooner": 0.9,
         "version": "0",
     }
-    for at, tau, text, seconds in ((later, 2, "second", 2.0), (EPOCH, 1, "first", 1.0)):
+    for at, tau, text, seconds in ((later, 2, "second", 1.0), (EPOCH, 1, "first", 2.0)):
         store.append("plans", [plan({"plain": "t"}, [1], tau=tau, at=at)])
         store.append("sweeps", [sweep(question=text, at=at)])
         store.append("timings", [timing("t", seconds, seconds, at=at)])

@@ -88,7 +88,7 @@ RULES = {
     "curves": Rule(("trial_id", "seed", "attempt", "step"), ()),
     "sweeps": Rule(("sweep_id",), ("at",)),
     "plans": Rule(("sweep_id", "block"), ("at",)),
-    "timings": Rule(("trial_id", "device", "threads"), ("at",)),
+    "timings": Rule(("trial_id", "device", "threads"), ("-at",)),
     "speedups": Rule(("sweep_id", "block", "arm", "baseline", "clock", "phase"), ("-at",)),
 }
 
