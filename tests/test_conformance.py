@@ -152,8 +152,8 @@ def test_numbers_outside_their_range_are_refused_with_the_knobs_name(name: str) 
     wrong = {
         "grokfast-ema": {"alpha": 1.0, "lam": -1.0, "init": "theta"},
         "grokfast-ma": {"window": 0, "lam": -1.0, "filter_type": "median"},
-        "egd": {"eps": 0.0, "layers": "none", "switch": 0.0},
-        "egd-colnorm": {"floor": 0.0, "axis": "column", "layers": "none", "switch": -1.0},
+        "egd": {"eps": 0.0, "layers": "none"},
+        "egd-colnorm": {"floor": 0.0, "axis": "column", "layers": "none"},
     }
     for knob, value in wrong.get(name, {}).items():
         with pytest.raises(ValueError, match=rf"\b{knob}\b"):

@@ -180,7 +180,7 @@ def test_trials_ended_before_failed_before_asked(store: Store):
     ]
 
 
-def test_a_plan_a_sweep_and_a_timing_are_never_changed_but_an_answer_is(store: Store):
+def test_a_plan_and_a_sweep_are_never_changed_but_a_timing_and_an_answer_are(store: Store):
     later = EPOCH + timedelta(hours=1)
     answer = {
         "sweep_id": "q-00000001",
@@ -202,14 +202,14 @@ def test_a_plan_a_sweep_and_a_timing_are_never_changed_but_an_answer_is(store: S
         "p_sooner": 0.9,
         "version": "0",
     }
-    for at, tau, text, seconds in ((later, 2, "second", 1.0), (EPOCH, 1, "first", 2.0)):
+    for at, tau, text, seconds in ((later, 2, "second", 2.0), (EPOCH, 1, "first", 1.0)):
         store.append("plans", [plan({"plain": "t"}, [1], tau=tau, at=at)])
         store.append("sweeps", [sweep(question=text, at=at)])
         store.append("timings", [timing("t", seconds, seconds, at=at)])
         store.append("speedups", [{**answer, "s": seconds, "at": at}])
     assert store.table("plans")["tau"].to_pylist() == [1]
     assert store.table("sweeps")["question"].to_pylist() == ["first"]
-    assert store.table("timings")["seconds_on"].to_pylist() == [1.0]
+    assert store.table("timings")["seconds_on"].to_pylist() == [2.0]
     assert store.speedups()["s"].to_pylist() == [2.0]
 
 
