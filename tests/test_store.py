@@ -661,3 +661,9 @@ def test_s3(monkeypatch: pytest.MonkeyPatch):
         server.wait()
     with pytest.raises(GrokscaleError, match="cannot list the store"):
         store.replicas()
+
+
+def test_a_root_that_cannot_be_written_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GrokscaleError, match=r"file/runs/sweeps/x: cannot write to the store"):
+        Store(tmp_path / "file" / "runs").sweep_dir("x")

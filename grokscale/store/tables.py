@@ -52,7 +52,10 @@ class Store:
         if self.local is None:
             raise GrokscaleError(f"{self.root}: an object store has no folder {'/'.join(parts)}")
         path = self.local.joinpath(*parts)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise GrokscaleError(f"{path}: cannot write to the store: {error.strerror}; name another place") from error
         return path
 
     def sweep_dir(self, sweep_id: str) -> Path:
