@@ -36,8 +36,9 @@ from grokscale.train import train
 FAULTY = "grokscale_faulty_plugin"
 PATIENCE_S = 120.0
 
-# Parity on too few rows: lr = 0.1 memorises at once; with weight decay it groks after 100 to 700 steps, without it
-# never; lr = 0.5 diverges. Arms differ in what they are asked first, so all of this happens whatever the sampler draws.
+# Parity on too few rows: lr = 0.1 memorises at once and groks after 100 to 700 steps, without weight decay never (asked
+# last, so under a cap); lr = 0.5 diverges; lr = 0.05 with little decay groks about the horizon or not at all. Arms
+# differ in what they are asked first, so all of this happens whatever the sampler draws.
 MIX: dict[str, Any] = {
     "name": "mix",
     "question": "Do all outcomes come back from a killed sweep?",
@@ -54,7 +55,7 @@ MIX: dict[str, Any] = {
     "arm": [
         {"name": "plain", "method": "none"},
         {"name": "hot", "method": "none", "default": {"lr": 0.5}},
-        {"name": "cold", "method": "none", "default": {"wd": 0.0}},
+        {"name": "cold", "method": "none", "default": {"lr": 0.05, "wd": 0.01}},
     ],
     "search": {"trials": 4, "seeds": 2, "parallel": 2},
     "race": {"top": 2, "seeds": 2},
@@ -221,7 +222,7 @@ def test_all_outcomes_occur(undisturbed: Ran) -> None:
     part = {
         key: row for key, row in replicas_of(store).items() if row[-1] < horizon and row[0] in ("memorised", "unfitted")
     }
-    assert part or any(row["arm"] == "plain" for row in capped)
+    assert part  # replicas that a cap cut short
 
 
 def test_progress_is_told(undisturbed: Ran) -> None:
