@@ -27,6 +27,8 @@ class Method:
     space: the knobs worth searching, over the range worth searching.
     version: raised when the same knobs would no longer give the same numbers; part of a trial's identity.
     neutral: knobs with which the method changes nothing, None where it has no off.
+    optimiser: settings that an arm with this method takes unless it names others: a method that is an optimiser
+        itself (its update is final) asks for plain SGD behind it.
     flops: (parameter shapes, knobs) -> the transform's own floating-point operations per step.
     """
 
@@ -38,6 +40,7 @@ class Method:
     space: Mapping[str, BaseDistribution] = field(default_factory=dict)
     version: int = 1
     neutral: Mapping[str, Any] | None = None
+    optimiser: Mapping[str, Any] = field(default_factory=dict)
     flops: Callable[..., float] | None = None
 
 

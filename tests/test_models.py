@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.func import functional_call, grad
 
 from grokscale import registry
-from grokscale.models import MODELS, Model, decoder, initial, mlp2
+from grokscale.models import MODELS, Model, initial
+from grokscale.models.decoder import decoder
+from grokscale.models.mlp import mlp2
 from grokscale.tasks.base import Task
 from grokscale.tasks.modular import pairs, tokens
 from grokscale.tasks.parity import parity
@@ -231,3 +233,15 @@ def normal_with(values: Tensor, std: float) -> bool:
         and abs(float((z**2).mean()) - 1) < 6 * math.sqrt(2 / n)
         and abs(float((z**4).mean()) - 3) < 6 * math.sqrt(96 / n)
     )
+
+
+@pytest.mark.parametrize("name", ["mlp2", "decoder"])
+def test_scale_multiplies_every_first_parameter(name: str) -> None:
+    task = pairs(p=5) if name == "mlp2" else tokens(p=5)
+    sizes: dict[str, Any] = {"width": 4} if name == "mlp2" else {"dim": 8, "heads": 2}
+    one, eight = (
+        draw(MODELS[name].build(task, **sizes, scale=scale), 3, torch.float32) for scale in (1.0, 8.0)
+    )
+    assert all(torch.equal(eight[k], 8 * one[k]) for k in one)
+    with pytest.raises(ValueError, match=r"scale > 0 must hold, got scale=0"):
+        MODELS[name].build(task, **sizes, scale=0.0)

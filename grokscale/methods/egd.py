@@ -14,6 +14,7 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from torch import Tensor
 
+from grokscale.entries import Method
 from grokscale.transform import Params, Roles, Scalar, Transform
 
 LAYERS = {"hidden": ("hidden",), "all2d": ("hidden", "attention", "head")}
@@ -102,3 +103,15 @@ def _switched(act: Callable[[Tensor, int], Tensor], layers: str, switch: Scalar,
 def _check(holds: bool, message: str) -> None:
     if not holds:
         raise ValueError(message)
+
+
+METHODS = [
+    Method(
+        "egd", "G = U S V^T;  G' = U min(1, S/eps) V^T", "EGD, arXiv 2510.04930, eq. (11), Algorithm 1",
+        egd, EGD_DEFAULTS, EGD_SPACE, neutral={"switch": -1.0},
+    ),
+    Method(
+        "egd-colnorm", "g_j' = g_j / max(||g_j||, floor) per neuron j", "EGD, arXiv 2510.04930, column-normalised form",
+        colnorm, COLNORM_DEFAULTS, COLNORM_SPACE, neutral={"switch": -1.0},
+    ),
+]

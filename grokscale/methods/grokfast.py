@@ -13,6 +13,7 @@ import torch
 from optuna.distributions import FloatDistribution, IntDistribution
 from torch import Tensor
 
+from grokscale.entries import Method
 from grokscale.transform import Params, Roles, Scalar, Transform
 
 EMA_DEFAULTS: dict[str, Any] = {"alpha": 0.98, "lam": 2.0, "init": "first_grad"}
@@ -91,3 +92,15 @@ def ma(window: int = 100, lam: Scalar = 5.0, warmup: bool = True, filter_type: s
 def _check(holds: bool, message: str) -> None:
     if not holds:
         raise ValueError(message)
+
+
+METHODS = [
+    Method(
+        "grokfast-ema", "mu <- alpha mu + (1 - alpha) g;  g' = g + lam mu", "Grokfast, arXiv 2405.20233, Algorithm 2",
+        ema, EMA_DEFAULTS, EMA_SPACE, neutral={"lam": 0.0},
+    ),
+    Method(
+        "grokfast-ma", "g' = g + lam mean(last w gradients)", "Grokfast, arXiv 2405.20233, Algorithm 1",
+        ma, MA_DEFAULTS, MA_SPACE, neutral={"lam": 0.0},
+    ),
+]

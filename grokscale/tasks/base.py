@@ -42,6 +42,9 @@ class Task:
     """One problem: `splits(seed, validation)` on the CPU; `loss` and `correct` for a batch of one replica.
 
     loss(out, y) -> 0-d tensor, differentiable.  correct(out, y) -> (B,) bool.  outputs: width of the model's output.
+    labels(y, step) -> y of that step (any leading axes), for a task whose labels change while it trains: `splits` then
+    holds what the labels are made of. None: y is the label.
+    Tensors that do not depend on the seed should be the same object for every seed: a pack then holds them once.
     """
 
     inputs: Inputs
@@ -49,6 +52,7 @@ class Task:
     splits: Callable[[int, float], Splits]
     loss: Callable[[Tensor, Tensor], Tensor]
     correct: Callable[[Tensor, Tensor], Tensor]
+    labels: Callable[[Tensor, int], Tensor] | None = None
 
 
 def split_table(x: Tensor, y: Tensor, n_train: int, seed: int, validation: float) -> Splits:

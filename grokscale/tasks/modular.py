@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grokscale.entries import TaskEntry
 from grokscale.tasks.base import Inputs, Task, cross_entropy, split_table, top1
 
 OPERATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -72,3 +73,15 @@ def _table(p: int, op: str, fraction: float, second: range) -> tuple[Tensor, Ten
         raise ValueError(f"0 < fraction < 1 must hold, got fraction={fraction}")
     a, b = torch.cartesian_prod(torch.arange(p), torch.tensor(list(second))).unbind(1)
     return a, b, OPERATORS[op](a, b) % p
+
+
+TASKS = [
+    TaskEntry(
+        "modular-pairs", "a op b mod p from two one-hot halves", "EGD, arXiv 2510.04930",
+        pairs, PAIRS_DEFAULTS, horizon=135_000, model=PAIRS_MODEL, optimiser=PAIRS_OPTIMISER,
+    ),
+    TaskEntry(
+        "modular-tokens", "[x, op, y, =] -> x op y mod p", "Power et al., arXiv 2201.02177; Grokfast, arXiv 2405.20233",
+        tokens, TOKENS_DEFAULTS, horizon=300_000, model=TOKENS_MODEL, optimiser=TOKENS_OPTIMISER,
+    ),
+]

@@ -63,6 +63,13 @@ class Lanes:
         used += [watched] if "val_accuracy" in self.program.transform.needs else []
         return sum(split.y.shape[1] for split in used if split is not None)
 
+    @property
+    def oracle(self) -> float:
+        """Examples per replica and step that a gradient is taken of: the batch, and what the transform asks besides."""
+        batch, extra = min(self.program.batch, self.n_train), self.program.transform.oracle
+        outer = 0 if self.outer is None else self.outer.y.shape[1]
+        return batch + (extra(batch, outer) if extra is not None else 0)
+
     def take(self, lanes: Sequence[int]) -> dict[str, Any]:
         """A copy of the stacked tensors of some lanes."""
         index = torch.tensor(list(lanes), device=self.program.device)
@@ -74,7 +81,8 @@ class Lanes:
         assert program.structure is not None
         state = pytree.tree_unflatten(now["state"], program.structure)
         batch, noise = self._batch(step), self._noise(step)
-        data = (self._gather(self.splits["train"], batch), self._gather(self.outer, None))
+        inner, outer = self._gather(self.splits["train"], batch), self._gather(self.outer, None)
+        data = self._labelled(inner, step), self._labelled(outer, step)
         params, state, loss = vmap(partial(program.step, step=step))(
             now["params"], state, *data, now["val_accuracy"], noise)
         lost = torch.where(torch.isfinite(loss), NEVER, step)
@@ -82,14 +90,14 @@ class Lanes:
                         "diverged": torch.minimum(now["diverged"], lost)}
         return loss
 
-    def accuracy(self, name: str, rows: int | None) -> tuple[Tensor, Tensor]:
-        """Mean loss and accuracy (L,) of every lane on the first `rows` of a split, or on all."""
+    def accuracy(self, name: str, rows: int | None, step: int) -> tuple[Tensor, Tensor]:
+        """Mean loss and accuracy (L,) of every lane after `step`, on the first `rows` of a split, or on all."""
         split = self.splits[name]
         assert split is not None
         n = split.y.shape[1] if rows is None else min(rows, split.y.shape[1])
         loss = correct = torch.zeros((), device=self.program.device)
         for a in range(0, n, CHUNK):
-            chunk = Split(*(t[self._data_index(), a : min(a + CHUNK, n)] for t in split))
+            chunk = self._labelled(Split(*(t[self._data_index(), a : min(a + CHUNK, n)] for t in split)), step)
             lo, co = vmap(self.program.look)(self.stacked["params"], chunk)
             loss, correct = loss + lo, correct + co
         return (loss / n).double(), correct.double() / n  # float32 would put 95 of 100 below 0.95
@@ -111,6 +119,10 @@ class Lanes:
         if rows is None:
             return Split(*(t[lanes] for t in split))
         return Split(*(t[lanes[:, None], rows] for t in split))
+
+    def _labelled(self, split: Split, step: int) -> Split:
+        labels = self.program.task.labels
+        return split if labels is None else Split(split.x, labels(split.y, step))
 
     def _batch(self, step: int) -> Tensor:
         """(L, B) row numbers of the batch of a step: position in the order of its epoch, drawn per replica."""
@@ -137,8 +149,14 @@ class Lanes:
 
 
 def _stack_splits(parts: list[Split | None], device: torch.device) -> Split | None:
-    """Stack the replicas' data; None where the task gives none (validation = 0)."""
+    """Stack the replicas' data, one copy of what they share; None where the task gives none (validation = 0)."""
     there = [p for p in parts if p is not None]
     if not there:
         return None
-    return Split(torch.stack([p.x for p in there]).to(device), torch.stack([p.y for p in there]).to(device))
+
+    def stack(tensors: list[Tensor]) -> Tensor:
+        if all(t is tensors[0] for t in tensors):
+            return tensors[0].to(device).expand(len(tensors), *tensors[0].shape)
+        return torch.stack(tensors).to(device)
+
+    return Split(stack([p.x for p in there]), stack([p.y for p in there]))

@@ -120,13 +120,14 @@ class Pack:
         count = len(lanes.lanes)
         examples = None if spec.eval.get("epoch") else int(spec.eval["examples"])
         names = ["train", "val", "test"] if lanes.splits["val"] is not None else ["train", "test"]
-        seen = {name: torch.stack(lanes.accuracy(name, examples)) for name in names}  # (2, L): loss, accuracy
+        # name -> (2, L): loss, accuracy
+        seen = {name: torch.stack(lanes.accuracy(name, examples, self.step)) for name in names}
         full = torch.full((count,), examples is None)
         for name in names[1:] if examples is not None else ():
             # A lane whose sample has just crossed the threshold is looked at on the full split instead.
             crossed = (seen[name][1] >= spec.threshold) & ~self._above(name)
             if bool(crossed.any()):
-                seen[name] = torch.where(crossed, torch.stack(lanes.accuracy(name, None)), seen[name])
+                seen[name] = torch.where(crossed, torch.stack(lanes.accuracy(name, None, self.step)), seen[name])
                 full = full | crossed.cpu()
         seen.setdefault("val", seen["test"])
         lanes.stacked["val_accuracy"] = seen[spec.monitor][1].to(self.program.dtype)
@@ -166,8 +167,8 @@ class Pack:
         """
         if not lanes or (self.until == "decided" and self.step < self.horizon):
             return
-        test = self.lanes.accuracy("test", None)[1]
-        val = self.lanes.accuracy("val", None)[1] if self.lanes.splits["val"] is not None else test
+        test = self.lanes.accuracy("test", None, self.step)[1]
+        val = self.lanes.accuracy("val", None, self.step)[1] if self.lanes.splits["val"] is not None else test
         for seed, lane in lanes.items():
             self.ended[seed] |= {"final_acc": float(test[lane]), "final_val_acc": float(val[lane])}
 
@@ -191,7 +192,7 @@ class Pack:
                 "trial_id": spec.trial_id, "seed": seed, **outcome._asdict(),
                 "final_acc": end["final_acc"], "final_val_acc": end["final_val_acc"], "steps": end["steps"],
                 "active_steps": _active_steps(curve, upto), "batch": self.program.batch,
-                "oracle_per_step": self.program.batch, "labels": self.lanes.labels,
+                "oracle_per_step": self.lanes.oracle, "labels": self.lanes.labels,
                 "params": sum(p.numel() // p.shape[0] for p in self.lanes.stacked["params"].values()),
                 "threshold": spec.threshold, "monitor": spec.monitor, "precision": spec.precision,
                 "lanes": self.widest, "compiled": False,

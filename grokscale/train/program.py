@@ -67,6 +67,7 @@ class Program:
             "outer_loss": lambda p: self.loss(p, outer),
             "noise": noise,
             "roles": self.model.roles,
+            "lr": self.spec.optimiser["lr"],
         }
         updates, state = self.transform.update(grads, state, params, step=step, **extra)
         params = {k: p + updates[k] for k, p in params.items()}
