@@ -66,7 +66,7 @@ def matmul_rate(dtype: torch.dtype = torch.float32, device: str = "cpu", n: int 
 
     def multiply(k: int) -> None:
         for _ in range(k):
-            a @ a  # noqa: B018
+            torch.mm(a, a)
 
     return 2 * n**3 / alternate({"product": multiply}, seconds=1.0, rounds=5)["product"]
 
