@@ -295,11 +295,13 @@ class Grid(Table):
     axes: key -> list of values; with `points` also key -> range {low, high, log, int}.
     points: so many points of a Sobol sequence in place of the full product.
     arms: labels of the arms that are multiplied; left out, all but the baseline.
+    expanded: the points stand among the arms already, as in what the store keeps.
     """
 
     axes: Axes = Field(min_length=1, description="a table [grid.axes] with a list of values per key")
     points: Annotated[Int, Field(ge=1, le=4096)] | None = None
     arms: Names = ()
+    expanded: bool = False
 
     @model_validator(mode="after")
     def _invariants(self) -> Grid:
