@@ -58,6 +58,15 @@ class Task:
     labels: Callable[[Tensor, int], Tensor] | None = None
 
 
+def training_rows(fraction: float, rows: int) -> int:
+    """int(fraction rows), the size of the training part of a finite table. Raises ValueError where a part is empty."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"0 < fraction < 1 must hold, got fraction={fraction}")
+    if int(fraction * rows) < 1:
+        raise ValueError(f"fraction must leave at least one of the {rows} rows to train on, got fraction={fraction}")
+    return int(fraction * rows)
+
+
 def split_table(x: Tensor, y: Tensor, n_train: int, seed: int, validation: float) -> Splits:
     """Split a finite table: a random `n_train` rows train, `validation` of the rest validate, the others test.
 
