@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from grokscale.entries import TaskEntry
-from grokscale.tasks import modular, parity
+from grokscale.tasks import composite, modular, parity, permutations
 
-TASKS: dict[str, TaskEntry] = {t.name: t for t in (*parity.TASKS, *modular.TASKS)}
+TASKS: dict[str, TaskEntry] = {
+    t.name: t for t in (
+        *parity.TASKS,
+        *modular.TASKS,
+        *composite.TASKS,
+        *permutations.TASKS,
+    )
+}  # fmt: skip

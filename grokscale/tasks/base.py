@@ -89,3 +89,18 @@ def cross_entropy(out: Tensor, y: Tensor) -> Tensor:
 def top1(out: Tensor, y: Tensor) -> Tensor:
     """(B,) bool: the largest logit is the class."""
     return out.argmax(-1) == y
+
+
+def finite(x: Tensor, y: Tensor, fraction: float, inputs: Inputs, outputs: int) -> Task:
+    """The classification task of a finite table, of which int(fraction rows) train.
+
+    x: (N, ...).  y: (N,) classes below `outputs`.  Raises ValueError where a part of the split would be empty.
+    """
+    n_train = training_rows(fraction, len(x))
+    return Task(
+        inputs=inputs,
+        outputs=outputs,
+        splits=lambda seed, validation: split_table(x, y, n_train, seed, validation),
+        loss=cross_entropy,
+        correct=top1,
+    )
