@@ -24,6 +24,7 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "modular-composite": ({"p": 7}, DECODER, ADAM),
     "modular-composite-5": ({"p": 3}, DECODER, ADAM),
     "permutations": ({"fraction": 0.02}, DECODER, {**ADAM, "wd": 0.1}),
+    "toy": ({"eps": 0.1, "n_train": 200, "n_val": 50, "n_test": 50}, {}, {"batch": 200}),
 }
 NAMES = sorted(name for name, t in REGISTRY.tasks.items() if t.factory.__module__.startswith("grokscale.tasks."))
 

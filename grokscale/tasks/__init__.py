@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grokscale.entries import TaskEntry
-from grokscale.tasks import composite, modular, parity, permutations
+from grokscale.tasks import composite, modular, parity, permutations, toy
 
 TASKS: dict[str, TaskEntry] = {
     t.name: t for t in (
@@ -11,5 +11,6 @@ TASKS: dict[str, TaskEntry] = {
         *modular.TASKS,
         *composite.TASKS,
         *permutations.TASKS,
+        *toy.TASKS,
     )
 }  # fmt: skip
