@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,8 +54,9 @@ def batches(seed: int, n_train: int, batch: int, drop_last: bool, steps: int) ->
 
 
 def reference_run(
-    spec: TrialSpec, seed: int, evaluate_at: Sequence[int], method: Any, steps: int = STEPS
-) -> tuple[ref.TwoLayer | ref.Decoder, ref.Trace]:
+    spec: TrialSpec, seed: int, evaluate_at: Sequence[int], method: Any, steps: int = STEPS,
+    built: Callable[..., ref.Optimiser] = ref.Optimiser,
+) -> tuple[ref.TwoLayer | ref.Decoder, ref.Trace]:  # fmt: skip
     """The slow twin of one replica, from the same first weights, splits and order."""
     options = {k: v for k, v in spec.task.items() if k != "name"}
     task: Task = REGISTRY.tasks[spec.task["name"]].factory(**options)
@@ -71,7 +72,7 @@ def reference_run(
         for name, s in (("train", drawn.train), ("val", drawn.val), ("test", drawn.test))
     }
     o = spec.optimiser
-    optimiser = ref.Optimiser(
+    optimiser = built(
         o["name"].replace("adamw", "adam"), o["lr"], o["wd"], o["momentum"], (o["beta1"], o["beta2"]), o["eps"],
         o["decay"], o["warmup"])  # fmt: skip
     losses = {"mse": ref.squared_error, "hinge": ref.hinge}
@@ -82,14 +83,17 @@ def reference_run(
     return net, trace
 
 
-def agree(spec: TrialSpec, reference: Any = None, seeds: Sequence[int] = (1, 2), within: float = 1e-9) -> ref.Trace:
+def agree(
+    spec: TrialSpec, reference: Any = None, seeds: Sequence[int] = (1, 2), within: float = 1e-9,
+    built: Callable[..., ref.Optimiser] = ref.Optimiser,
+) -> ref.Trace:  # fmt: skip
     """Every parameter after 50 steps, and every loss and accuracy on the way, of every seed."""
     evaluation = stopped_at(spec, seeds, STEPS)
     snapshot = evaluation.snapshot()
     trace = ref.Trace()
     for seed in seeds:
         method = reference() if reference else twin_of(spec.method)
-        net, trace = reference_run(spec, seed, (10, 20, 30, 40, 50), method)
+        net, trace = reference_run(spec, seed, (10, 20, 30, 40, 50), method, built=built)
         ours = curve(evaluation, seed)
         assert ours["step"].tolist() == trace.steps == [10, 20, 30, 40, 50]
         for split in ("train", "val", "test"):

@@ -21,7 +21,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from grokscale.train import METRICS, train  # noqa: E402
 from tests.trials import FORMS, REGISTRY, trial  # noqa: E402
 
-METHODS = ("none", "grokfast-ema", "grokfast-ma", "egd", "egd-colnorm")
+CONTROLS = ("normgrad", "orthograd", "nap", "ngd-toy")
+RIVALS = ("muon", "ademamix", "grokadamw")
+METHODS = ("none", "grokfast-ema", "grokfast-ma", "egd", "egd-colnorm", *CONTROLS, *RIVALS)
 CASES = [(method, form) for method in METHODS for form in sorted(FORMS)]
 STEPS = 200
 SEEDS = (1, 2)
