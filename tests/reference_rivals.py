@@ -173,6 +173,38 @@ class Muon:
             parameter.grad = by_shape[self.scale] * mixed
 
 
+def inverse_fourth_root(m: Tensor, eps: float) -> Tensor:
+    """Of a positive semi-definite matrix, damped by eps times its largest eigenvalue: the root of the inverse root."""
+    damped = m + eps * float(torch.linalg.eigvalsh(m)[-1]) * torch.eye(len(m), dtype=m.dtype)
+    u, s, vh = torch.linalg.svd(damped)
+    return u @ torch.diag(1 / s.sqrt().sqrt()) @ vh
+
+
+@dataclass
+class Shampoo:
+    """L^(-1/4) G R^(-1/4), with L and R as weighted means over all gradients so far."""
+
+    beta: float = 0.95
+    eps: float = 1e-6
+    every: int = 1
+    seen: dict[str, list[Tensor]] = field(default_factory=dict)
+    roots: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def __call__(self, net: nn.Module, validation_accuracy: float) -> None:
+        parameters = dict(net.named_parameters())
+        for name in matrices(net):
+            g = gradient(parameters[name])
+            history = self.seen.setdefault(name, [])
+            history.append(g)
+            if (len(history) - 1) % self.every == 0:
+                weights = [self.beta ** (len(history) - i) for i in range(1, len(history) + 1)]
+                left = sum((w * h @ h.T for w, h in zip(weights, history, strict=True)), 0 * g @ g.T) / sum(weights)
+                right = sum((w * h.T @ h for w, h in zip(weights, history, strict=True)), 0 * g.T @ g) / sum(weights)
+                self.roots[name] = inverse_fourth_root(left, self.eps), inverse_fourth_root(right, self.eps)
+            left, right = self.roots[name]
+            parameters[name].grad = left @ g @ right
+
+
 @dataclass
 class AdEMAMix:
     """Adam with a second, far slower mean of the gradients in the numerator; alpha and beta3 may be warmed up."""
@@ -250,6 +282,7 @@ METHODS: dict[str, Callable[..., Callable[[nn.Module, float], None]]] = {
     "normgrad": NormGrad,
     "orthograd": OrthoGrad,
     "muon": Muon,
+    "shampoo": Shampoo,
     "ademamix": AdEMAMix,
     "grokadamw": GrokAdamW,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -80,6 +81,9 @@ KNOBS: list[tuple[str, dict[str, Any]]] = [
     ("muon", {}),
     ("muon", {"nesterov": False, "scale": "match-rms", "companion": 0.2, "beta": 0.8, "beta2": 0.999}),
     ("muon", {"order": "after", "ns_steps": 3, "companion": 3.0, "beta1": 0.8}),
+    ("shampoo", {}),
+    ("shampoo", {"beta": 0.0, "eps": 1e-3}),
+    ("shampoo", {"beta": 0.5, "every": 7, "eps": 1e-2}),
     ("ademamix", {}),
     ("ademamix", {"alpha": 8.0, "beta3": 0.99, "alpha_warmup": 30, "beta3_warmup": 20}),
     ("grokadamw", {}),
@@ -202,6 +206,38 @@ def test_flops_of_muon() -> None:
     declared = flops({"w": (100, 20), "b": (100,)}, {"w": Role("hidden"), "b": Role("bias")}, {"ns_steps": 5})
     products = 5 * (2 * 20 * 20 * 100 + 2 * 20**3 + 2 * 20 * 20 * 100)
     assert declared == products + 9 * 2000 + 14 * 100
+
+
+def test_shampoo_without_memory_is_egd() -> None:
+    """(G G')^(-1/4) G (G' G)^(-1/4) = U V^T; a zero gradient stays zero, and what is no matrix inside is left alone."""
+    params, grads = draw(0), {**draw(1), "wide": torch.zeros(3, 8).double()}
+    method = make("shampoo", beta=0.0, eps=1e-13, every=1)
+    out, _ = method.update(grads, method.init(params, ROLES, torch.Generator()), params, step=1)
+    assert not out["wide"].any()
+    for k, g in grads.items():
+        expected = ref.egalitarian(g) if k in ("tall", "attention") else g
+        assert torch.allclose(out[k], expected, atol=1e-6), k
+
+
+def test_shampoos_metric_remembers_while_its_roots_wait() -> None:
+    method, params = make("shampoo", beta=0.9, every=3), draw(0)
+    state = method.init(params, ROLES, torch.Generator())
+    roots, means = [], []
+    for step in range(1, 7):
+        _, state = method.update(draw(step), state, params, step=step)
+        roots.append(state.left_root["tall"])
+        means.append(state.left["tall"])
+    assert [torch.equal(a, b) for a, b in pairwise(roots)] == [True, True, False, True, True]
+    assert not any(torch.equal(a, b) for a, b in pairwise(means))
+
+
+def test_flops_of_shampoo() -> None:
+    flops = REGISTRY.methods["shampoo"].flops
+    assert flops is not None
+    shapes: dict[str, tuple[int, ...]] = {"w": (100, 20), "b": (100,)}
+    roles = {"w": Role("hidden"), "b": Role("bias")}
+    products = 2 * (100 * 100 * 20 + 100 * 20 * 20) * 2
+    assert flops(shapes, roles, {"every": 10}) == pytest.approx(products + 1.2 * (100**3 + 20**3))
 
 
 @pytest.mark.parametrize(("name", "per_scalar"), [("ademamix", 17), ("grokadamw", 24)])

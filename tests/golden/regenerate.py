@@ -22,7 +22,7 @@ from grokscale.train import METRICS, train  # noqa: E402
 from tests.trials import FORMS, REGISTRY, trial  # noqa: E402
 
 CONTROLS = ("normgrad", "orthograd", "nap", "ngd-toy")
-RIVALS = ("muon", "ademamix", "grokadamw")
+RIVALS = ("muon", "shampoo", "ademamix", "grokadamw")
 METHODS = ("none", "grokfast-ema", "grokfast-ma", "egd", "egd-colnorm", *CONTROLS, *RIVALS)
 CASES = [(method, form) for method in METHODS for form in sorted(FORMS)]
 STEPS = 200
