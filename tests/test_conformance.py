@@ -150,8 +150,10 @@ def test_defaults_are_complete_and_inside_the_space(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_numbers_outside_their_range_are_refused_with_the_knobs_name(name: str) -> None:
     wrong = {
-        "grokfast-ema": {"alpha": 1.0, "lam": -1.0, "init": "theta"},
-        "grokfast-ma": {"window": 0, "lam": -1.0, "filter_type": "median"},
+        "grokfast-ema": {"alpha": 1.0, "lam": -1.0, "init": "theta", "part": "low", "clip": 0.0, "clip_position": "in"},
+        "grokfast-ma": {
+            "window": 0, "lam": -1.0, "filter_type": "median", "two_stage": -1, "buffer": "fp8", "part": "low",
+            "clip": 0.0, "clip_position": "in"},
         "egd": {"eps": 0.0, "layers": "none"},
         "egd-colnorm": {"floor": 0.0, "axis": "column", "layers": "none"},
     }
