@@ -154,7 +154,11 @@ def test_numbers_outside_their_range_are_refused_with_the_knobs_name(name: str) 
         "grokfast-ma": {
             "window": 0, "lam": -1.0, "filter_type": "median", "two_stage": -1, "buffer": "fp8", "part": "low",
             "clip": 0.0, "clip_position": "in"},
-        "egd": {"eps": 0.0, "layers": "none"},
+        "egd": {
+            "eps": 0.0, "layers": "none", "form": "exact", "rtol": 1.0, "polar": "qr", "blocks": 0, "refresh": 0},
+        "egd-rsvd": {"rank": 0, "power": -1, "eps": 0.0, "layers": "none"},
+        "egd-topk": {"rank": 0, "power": 0, "eps": 0.0, "rest": "double", "layers": "none"},
+        "egd-power": {"q": 3.0, "eps": 0.0, "layers": "none"},
         "egd-colnorm": {"floor": 0.0, "axis": "column", "layers": "none"},
     }
     for knob, value in wrong.get(name, {}).items():

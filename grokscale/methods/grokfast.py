@@ -13,15 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from optuna.distributions import FloatDistribution, IntDistribution
-from torch import Tensor
 
 from grokscale.entries import Method
+from grokscale.methods.knobs import check, number, one_of
 from grokscale.methods.spaces import Complement
 from grokscale.transform import Params, Role, Roles, Scalar, Transform
-
-PARTS = ("both", "slow", "fast")
-POSITIONS = ("none", "pre", "post")
-BUFFERS = ("same", "bf16")
 
 COMMON: dict[str, Any] = {"part": "both", "clip_position": "none", "clip": 5.0}
 EMA_DEFAULTS: dict[str, Any] = {"alpha": 0.98, "lam": 2.0, "init": "first_grad", **COMMON}
@@ -52,8 +48,8 @@ def ema(alpha: Scalar = 0.98, lam: Scalar = 2.0, init: str = "first_grad", part:
     filter (released code of IMDb), or "post", of what comes out.
     Source: Grokfast, Algorithm 2 and released code; ambiguity 3 and sections 1.1.3, 1.1.4 of methods.md.
     """
-    _check(isinstance(alpha, Tensor) or 0 <= alpha < 1, f"0 <= alpha < 1 must hold, got alpha={alpha}")
-    _check(init in ("first_grad", "zero"), f"init must be 'first_grad' or 'zero', got {init!r}")
+    number("alpha", alpha, "0 <= alpha < 1", lambda value: 0 <= value < 1)
+    one_of("init", init, ("first_grad", "zero"))
     _check_common(lam, part, clip_position, clip)
 
     def start(params: Params, roles: Roles, generator: torch.Generator) -> EmaState:
@@ -89,12 +85,12 @@ def ma(window: int = 100, lam: Scalar = 5.0, warmup: bool = True, filter_type: s
     clip_position, clip: as `ema`.
     Source: Grokfast, Algorithm 1 and released code; ambiguities 1 and 2, sections 1.1.3, 1.1.4 of methods.md.
     """
-    _check(isinstance(window, int) and window >= 1, f"window must be an integer >= 1, got window={window}")
-    _check(filter_type in ("mean", "sum"), f"filter_type must be 'mean' or 'sum', got {filter_type!r}")
-    _check(isinstance(two_stage, int) and two_stage >= 0, f"two_stage must be an integer >= 0, got {two_stage=}")
-    _check(buffer in BUFFERS, f"buffer must be one of {', '.join(BUFFERS)}, got {buffer!r}")
-    _check(part != "fast" or filter_type == "mean", f"part = 'fast' is g - mean(Q): filter_type must be 'mean', "
-           f"got {filter_type!r}")
+    check(isinstance(window, int) and window >= 1, f"window must be an integer >= 1, got window={window}")
+    one_of("filter_type", filter_type, ("mean", "sum"))
+    check(isinstance(two_stage, int) and two_stage >= 0, f"two_stage must be an integer >= 0, got {two_stage=}")
+    one_of("buffer", buffer, ("same", "bf16"))
+    if part == "fast":
+        check(filter_type == "mean", f"part = 'fast' is g - mean(Q): filter_type must be 'mean', got {filter_type!r}")
     _check_common(lam, part, clip_position, clip)
 
     def start(params: Params, roles: Roles, generator: torch.Generator) -> MaState:
@@ -169,15 +165,10 @@ def _clip_flops(knobs: Mapping[str, Any]) -> int:
 
 
 def _check_common(lam: Scalar, part: str, clip_position: str, clip: Scalar) -> None:
-    _check(isinstance(lam, Tensor) or lam >= 0, f"lam >= 0 must hold, got lam={lam}")
-    _check(part in PARTS, f"part must be one of {', '.join(PARTS)}, got {part!r}")
-    _check(clip_position in POSITIONS, f"clip_position must be one of {', '.join(POSITIONS)}, got {clip_position!r}")
-    _check(isinstance(clip, Tensor) or clip > 0, f"clip > 0 must hold, got clip={clip}")
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
+    number("lam", lam, "lam >= 0", lambda value: value >= 0)
+    one_of("part", part, ("both", "slow", "fast"))
+    one_of("clip_position", clip_position, ("none", "pre", "post"))
+    number("clip", clip, "clip > 0", lambda value: value > 0)
 
 
 METHODS = [

@@ -1,4 +1,4 @@
-"""Writes the golden curves anew: `python -m tests.golden.regenerate`.
+"""Writes the golden curves anew: `python -m tests.golden.regenerate`, or of some methods: `... regenerate egd`.
 
 A change of numerics either passes them or replaces them, raises the VERSION of what it changed, and says why in the
 changelog. Recorded on one CPU (AVX-512) and tried with the kernels of others: with those of AVX2 losses agree within
@@ -21,7 +21,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from grokscale.train import METRICS, train  # noqa: E402
 from tests.trials import FORMS, REGISTRY, trial  # noqa: E402
 
-METHODS = ("none", "grokfast-ema", "grokfast-ma", "egd", "egd-colnorm")
+METHODS = (
+    "none", "grokfast-ema", "grokfast-ma", "egd", "egd-colnorm", "egd-rsvd", "egd-topk", "egd-power")
 CASES = [(method, form) for method in METHODS for form in sorted(FORMS)]
 STEPS = 200
 SEEDS = (1, 2)
@@ -48,6 +49,8 @@ def record(method: str, form: str) -> dict[str, Any]:
 
 def main() -> None:
     for method, form in CASES:
+        if sys.argv[1:] and method not in sys.argv[1:]:
+            continue
         text = json.dumps(record(method, form), indent=1)
         path(method, form).write_text(text + "\n")
         print(path(method, form).name)
