@@ -17,11 +17,13 @@ from grokscale.spec import TrialSpec
 from grokscale.tasks.base import Task
 from grokscale.train import Evaluation, lanes_for, next_evaluation, packs, train
 from tests import reference as ref
+from tests import reference_egd, reference_grokfast
 from tests.trials import FORMS, GROKS, REGISTRY, trial
 from tests.twins import decoder_twin, dense_input, from_twin, two_layer_twin
 
 EVERY = {"every": 0.02, "min": 10, "examples": 1024}
 STEPS = 50
+TWINS = {**ref.METHODS, **reference_grokfast.METHODS, **reference_egd.METHODS}
 
 
 def stopped_at(spec: TrialSpec, seeds: Sequence[int], step: int, **options: Any) -> Evaluation:
@@ -116,7 +118,7 @@ def twin_of(chain: Sequence[Mapping[str, Any]]) -> Any:
         knobs = {k: v for k, v in part.items() if k not in ("name", "layers")}
         if "switch" in knobs:
             knobs["threshold"] = knobs.pop("switch")
-        made.append(ref.METHODS[part["name"]](**knobs))
+        made.append(TWINS[part["name"]](**knobs))
     return ref.Chain(*made)
 
 

@@ -42,6 +42,8 @@ FORMS: dict[str, dict[str, Any]] = {
 # Knobs that let something happen within 50 steps; everything else keeps its default.
 KNOBS: dict[str, dict[str, Any]] = {
     "grokfast-ma": {"window": 12},
+    "egd-rsvd": {"rank": 4},
+    "egd-topk": {"rank": 3},
     "nap": {"every": 10},
     "ngd-toy": {"size": 6},
 }  # fmt: skip
