@@ -71,6 +71,7 @@ class Rows(enum.StrEnum):
     replicas = "replicas"
     trials = "trials"
     curves = "curves"
+    measures = "measures"
 
 
 class Until(enum.StrEnum):
@@ -173,6 +174,9 @@ def run(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the namespace `run`.")] = 1,
     seed_list: Annotated[str | None, _option(metavar="1,2,3", help="These seeds instead.")] = None,
     until: Annotated[Until, typer.Option(help="To the crossing, or to twice its step.")] = Until.decided,
+    metrics: Annotated[
+        str | None, _option(metavar="A,B", help="Measures to take, in place of the file's; `metrics` lists them.")
+    ] = None,
     timing: Annotated[bool, typer.Option("--timing", help="Then time one replica alone.")] = False,
     no_store: Annotated[bool, typer.Option("--no-store", help="Train everything, keep nothing.")] = False,
     set_: Overrides = None,
@@ -181,6 +185,9 @@ def run(
     """Train one configuration in this process, without Ray."""
     _say(f"{file}: starting")
     given = _seeds(seed_list)
+    if metrics is not None:
+        names = ",".join(f"'{name.strip()}'" for name in metrics.split(",") if name.strip())
+        set_ = [*(set_ or ()), f"metrics.names=[{names}]"]
     entries, resolved = _resolve(file, set_)
     from grokscale import solo
     from grokscale.parts import timing_row
@@ -200,6 +207,7 @@ def run(
         threads=resources.cpus,
         registry=entries,
         store=opened,
+        metrics=resolved.experiment.metrics.names,
         say=_say,
     )
     typer.echo(solo.table(spec, rows, resolved.horizon, solo.epoch_steps(spec, entries)), nl=False)
@@ -239,7 +247,7 @@ def sql(
 ) -> None:
     """Ask the store in SQL, read-only.
 
-    Views: replicas, trials, curves, speedups, sweeps, plans, timings. The dialect is DuckDB's.
+    Views: replicas, trials, curves, measures, speedups, sweeps, plans, timings. The dialect is DuckDB's.
     """
     table = _open(store).sql(query)
     if format is Format.table:
@@ -319,6 +327,14 @@ def tasks(plugin: Plugins = None) -> None:
     from grokscale import catalogue
 
     typer.echo(catalogue.tasks(_registry(plugin or ())), nl=False)
+
+
+@app.command()
+def metrics(plugin: Plugins = None) -> None:
+    """List measures: what they record, what they cost."""
+    from grokscale import catalogue
+
+    typer.echo(catalogue.metrics(_registry(plugin or ())), nl=False)
 
 
 @track_app.command("sync")

@@ -17,6 +17,7 @@ from grokscale.spec.tables import (
     Experiment,
     Knob,
     Limits,
+    Metrics,
     Model,
     Optimiser,
     Race,
@@ -28,7 +29,7 @@ from grokscale.spec.where import Path, shown
 
 TABLES: dict[str, type[BaseModel]] = {
     "eval": Eval, "task": Task, "model": Model, "optimiser": Optimiser, "search": Search, "race": Race,
-    "confirm": Confirm, "limits": Limits, "resources": Resources,
+    "confirm": Confirm, "metrics": Metrics, "limits": Limits, "resources": Resources,
 }  # fmt: skip
 RESERVED = {
     "grid": "one arm per grid point is not available yet; write the points as [[arm]]s",
