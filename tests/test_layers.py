@@ -70,7 +70,7 @@ ALLOWED = {
     "pyarrow": {"store", "answers"},
     "duckdb": {"store"},
     "matplotlib": {"report"},
-    "scipy": {"stats", "report"},
+    "scipy": {"stats", "report", "spec"},
     "typer": {"cli"},
     "pydantic": {"spec"},
 }

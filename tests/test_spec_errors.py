@@ -159,7 +159,6 @@ ARMS = [{"name": "none"}, {"name": "damp"}]
         ({"name": "Quick Start"}, "name: must be a string (a-z, 0-9 and -, at most 64"),
         ({"nam": 1}, "nam: unknown key; did you mean 'name'? allowed: name, "),
         ({"trials": 8}, "trials: unknown key; did you mean search.trials? allowed here: "),
-        ({"grid": {}}, "grid: one arm per grid point is not available yet"),
         ({"paper": []}, "paper: comparison with published values is not available yet"),
         ({"task": {"name": 3}}, "task.name: must be a string"),
         ({"task": {"nn": 3}}, "task.nn: unknown key for task coins; did you mean 'n'? allowed: n, "),
@@ -290,7 +289,7 @@ def test_what_was_refused_does_not_hide_or_repeat_anything():
         "x.toml: baseline: must be a string (label of the arm that the others are compared with), got 3",
         "x.toml: horizon: must be an integer >= 1, got 0",
         "x.toml: arm.none.nam: unknown key",
-        "x.toml: arm[2].name: is missing: a label of letters, digits, - _ +, at most 64",
+        "x.toml: arm[2].name: is missing: a label of letters, digits and - _ + . , : =, at most 96",
         "x.toml: arm[2].nam: unknown key",
     ]
 

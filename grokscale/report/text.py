@@ -10,11 +10,13 @@ import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from grokscale import stats
+from grokscale.report import maps
 from grokscale.report.view import NEVER, OUTCOMES, Row, SweepView, best_trials, collect
 from grokscale.report.words import (
     WIDTH,
@@ -53,6 +55,8 @@ def results_text(store: Store, sweep: str | None = None) -> str:
 def render(view: SweepView) -> str:
     """`results_text` of a view already gathered."""
     blocks = ["\n".join([view.sweep_id, *wrapped(view.question)]), "\n".join(wrapped(answer(view)))]
+    blocks += maps.blocks(view)
+    view = without_cells(view)
     if view.speedups:
         head = f"Speed-up over {view.baseline}, confirmed on {view.speedups[0]['n']} fresh seeds, paired"
         notes = [line for note in speedup_notes(view) for line in wrapped(note, "  ")]
@@ -74,6 +78,8 @@ def render(view: SweepView) -> str:
 def answer(view: SweepView) -> str:
     """The answer in a sentence or two, with the interval, the seeds and the censoring beside it."""
     rows = of_clock(view, "steps")
+    if view.experiment.get("grid"):
+        return maps.answer(view)
     if not rows:
         if [arm.wanted - len(arm.rows) for arm in view.arms] == [0]:
             return f"Only {view.arms[0].name} ran: there is nothing to compare it with."
@@ -98,6 +104,13 @@ def answer(view: SweepView) -> str:
         over = " over all arms" if len(rows) > 1 else ""
         text += f" But p = {pvalue(p)}{over}: chance alone may do that."
     return text
+
+
+def without_cells(view: SweepView) -> SweepView:
+    """The view without the arms that the maps show: what else there is, the baseline above all."""
+    cells = {cell.arm for one in maps.maps(view) for cell in one.cells}
+    arms = tuple(arm for arm in view.arms if arm.name not in cells)
+    return replace(view, arms=arms, speedups=[row for row in view.speedups if row["arm"] not in cells])
 
 
 def _missing(view: SweepView) -> str:

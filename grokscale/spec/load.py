@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from grokscale.entries import Registry
 from grokscale.errors import InputError, suggest
+from grokscale.spec.grid import expand
 from grokscale.spec.messages import RESERVED, location, say
 from grokscale.spec.resolve import Resolved
-from grokscale.spec.tables import Arm, Experiment, flat_knobs, flat_settings
+from grokscale.spec.tables import Arm, Experiment, Grid, flat_knobs, flat_settings
 from grokscale.spec.where import Path, Where, dotted, shown
 
 UNNAMED = "unnamed"
@@ -127,6 +128,7 @@ def _check(
     guessed = "baseline" not in raw
     if guessed and ("none" in labels or len(labels) == 1):
         raw["baseline"] = "none" if "none" in labels else labels[0]
+    problems += _multiply(raw, where)
 
     for _ in range(100):  # each round leaves out what was wrong; a file has fewer layers than that
         try:
@@ -143,6 +145,23 @@ def _check(
     experiment._where = where
     problems += [f"{where.at(path)}: {message}" for path, message in _cross(experiment)]
     return experiment, _in_order(problems, source)
+
+
+def _multiply(raw: dict[str, Any], where: Where) -> list[str]:
+    """Replace the arms that [grid] multiplies by its points; what is wrong with it, which leaves it out."""
+    if "grid" not in raw or not isinstance(raw.get("arm"), list):
+        return []
+    try:
+        grid = Grid.model_validate(raw["grid"])
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        del raw["grid"]
+        return [f"{where.at(location(('grid', *d['loc'])))}: {say({**d, 'loc': ('grid', *d['loc'])})}" for d in details]
+    baseline = raw.get("baseline")
+    arms, wrong = expand(grid, raw["arm"], baseline if isinstance(baseline, str) else None)
+    found = [f"{where.at(path)}: {text}" for path, text in wrong]
+    where.kept, raw["arm"] = [i for i, _ in arms], [arm for _, arm in arms]
+    return found
 
 
 def _flatten(raw: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from grokscale.spec.tables import (
     Confirm,
     Eval,
     Experiment,
+    Grid,
     Knob,
     Limits,
     Metrics,
@@ -29,16 +30,17 @@ from grokscale.spec.where import Path, shown
 
 TABLES: dict[str, type[BaseModel]] = {
     "eval": Eval, "task": Task, "model": Model, "optimiser": Optimiser, "search": Search, "race": Race,
-    "confirm": Confirm, "metrics": Metrics, "limits": Limits, "resources": Resources,
+    "grid": Grid, "confirm": Confirm, "metrics": Metrics, "limits": Limits, "resources": Resources,
 }  # fmt: skip
 RESERVED = {
-    "grid": "one arm per grid point is not available yet; write the points as [[arm]]s",
     "paper": "comparison with published values is not available yet",
 }
 
 
 def location(loc: tuple[int | str, ...]) -> Path:
     """Pydantic's location without the tags of its unions."""
+    if loc[:2] == ("grid", "axes"):
+        return tuple(p for i, p in enumerate(loc) if not (i == 3 and p in ("range", "list")))
     return tuple(p for i, p in enumerate(loc) if not (i == 1 and loc[0] == "eval" and p in ("table", "word")))
 
 

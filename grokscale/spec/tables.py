@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from grokscale.entries import Registry
     from grokscale.spec.resolved import Resolved
 
-LABEL = r"^[A-Za-z0-9][A-Za-z0-9_+-]{0,63}$"
+LABEL = r"^[A-Za-z0-9][A-Za-z0-9_+.,:=-]{0,95}$"
 SECTIONS = ("task", "model", "optimiser")
 
 
@@ -83,6 +83,23 @@ def flat_knobs(value: Any) -> Any:
         else:
             flat[key] = item
     return flat
+
+
+def flat_axes(value: Any) -> Any:
+    """Axes by flat key: a table that is no range is a section."""
+    if not isinstance(value, Mapping):
+        return value
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and not {"low", "high"} & set(item):
+            flat |= {f"{key}.{sub}": one for sub, one in flat_axes(item).items()} or {key: item}
+        else:
+            flat[key] = item
+    return flat
+
+
+def _axis_kind(value: Any) -> str:
+    return "range" if isinstance(value, (Mapping, Table)) else "list"
 
 
 def _percent(value: Any) -> Any:
@@ -236,7 +253,7 @@ class Arm(Table):
     space: ranges of own knobs in place of the method's.  search: which own knobs to search, all by default.
     """
 
-    name: str = Field(pattern=LABEL, description="a label of letters, digits, - _ +, at most 64")
+    name: str = Field(pattern=LABEL, description="a label of letters, digits and - _ + . , : =, at most 96")
     method: Names = ()
     set: Settings = Field(default_factory=dict)
     default: Settings = Field(default_factory=dict)
@@ -247,6 +264,55 @@ class Arm(Table):
     def methods(self) -> tuple[str, ...]:
         """The chain: names of methods, in order."""
         return self.method or (self.name,)
+
+
+class Axis(Table):
+    """An axis of a Sobol grid: a range {low, high, log, int}."""
+
+    low: Float
+    high: Float
+    log: bool = False
+    int: bool = False
+
+    @model_validator(mode="after")
+    def _invariants(self) -> Axis:
+        if not self.low < self.high or (self.log and not self.low > 0):
+            bound = "0 < low < high must hold with log = true" if self.log else "low < high must hold"
+            raise complaint(f"{bound}, got low={self.low:g}, high={self.high:g}")
+        return self
+
+
+Values = Annotated[tuple[Scalar, ...], BeforeValidator(_tuple)]
+Axes = Annotated[
+    dict[str, Annotated[Annotated[Axis, Tag("range")] | Annotated[Values, Tag("list")], Discriminator(_axis_kind)]],
+    BeforeValidator(flat_axes),
+]
+
+
+class Grid(Table):
+    """[grid]: one arm per point of `axes`, any keys that an arm's `set` may have.
+
+    axes: key -> list of values; with `points` also key -> range {low, high, log, int}.
+    points: so many points of a Sobol sequence in place of the full product.
+    arms: labels of the arms that are multiplied; left out, all but the baseline.
+    """
+
+    axes: Axes = Field(min_length=1, description="a table [grid.axes] with a list of values per key")
+    points: Annotated[Int, Field(ge=1, le=4096)] | None = None
+    arms: Names = ()
+
+    @model_validator(mode="after")
+    def _invariants(self) -> Grid:
+        wrong = [f"axis {key} has no value" for key, axis in self.axes.items() if axis == ()]
+        if self.points is None:
+            ranges = [key for key, axis in self.axes.items() if isinstance(axis, Axis)]
+            wrong += [f"axis {key} is a range, which needs points = N (Sobol); or list its values" for key in ranges]
+            total = math.prod(len(axis) for axis in self.axes.values() if not isinstance(axis, Axis))
+            if total > 4096:
+                wrong.append(f"at most 4096 points, got {total}; take points = N for a part of them")
+        if wrong:
+            raise complaint("; ".join(wrong))
+        return self
 
 
 class Search(Table):
@@ -330,6 +396,7 @@ class Experiment(Table):
     arm: Annotated[tuple[Arm, ...], BeforeValidator(_tuple)] = Field(
         min_length=1, description='at least one [[arm]] with name = "..."'
     )
+    grid: Grid | None = None
     search: Search = Search()
     race: Race = Race()
     confirm: Confirm = Confirm()

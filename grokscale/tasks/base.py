@@ -18,12 +18,15 @@ class Inputs(NamedTuple):
     kind: "vector" (B, size) numbers; "pair" (B, length) indices, one-hot of `size` in all; "tokens" (B, length) ids.
     size: features, one-hot columns of all positions together, or vocabulary.
     length: positions of a row (1 for a vector).  table: rows of a position table (tokens), the answer's included.
+    alphabet: (first id, how many) of the tokens that every position may hold; () where any may stand anywhere. A model
+    may rely on it to compute once what many rows share.
     """
 
     kind: str
     size: int
     length: int = 1
     table: int = 0
+    alphabet: tuple[tuple[int, int], ...] = ()
 
 
 class Split(NamedTuple):

@@ -56,7 +56,7 @@ def tokens(p: int = 97, op: str = "mul", fraction: float = 0.5) -> Task:
     a, b, y = _table(p, op, fraction, range(1, p))
     x = torch.stack([a, torch.full_like(a, p + 1), b, torch.full_like(a, p)], 1)
     return Task(
-        inputs=Inputs("tokens", p + 2, 4, table=5),
+        inputs=Inputs("tokens", p + 2, 4, table=5, alphabet=((0, p), (p + 1, 1), (1, p - 1), (p, 1))),
         outputs=p + 2,
         splits=lambda seed, validation: split_table(x, y, int(fraction * len(x)), seed, validation),
         loss=cross_entropy,
