@@ -16,6 +16,8 @@ from grokscale.errors import GrokscaleError, InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pyarrow as pa
+
     from grokscale.entries import Registry
     from grokscale.spec import Resolved
     from grokscale.store import Store
@@ -249,17 +251,23 @@ def sql(
 
     Views: replicas, trials, curves, measures, speedups, sweeps, plans, timings. The dialect is DuckDB's.
     """
-    table = _open(store).sql(query)
-    if format is Format.table:
-        from grokscale.report.words import records
+    _show(_open(store).sql(query), format, output)
 
-        columns = [column.to_pylist() for column in table.columns]
-        rows = list(zip(*columns, strict=True))
-        _put(records(table.column_names, rows).encode(), output)
-    else:
-        from grokscale.store.export import export
 
-        _put(export(table, format.value), output, format)
+@app.command()
+def associations(
+    sweep: Annotated[str | None, typer.Argument(metavar="SWEEP", help="Name or id; default the whole store.")] = None,
+    format: Annotated[Format, typer.Option(help="How the rows come out.")] = Format.table,
+    output: Output = None,
+    store: StorePath = None,
+) -> None:
+    """What goes with a late grok step, per task (exploratory).
+
+    Spearman's rho of measures with the grok step, 95 % intervals: over all replicas, and within trials.
+    """
+    from grokscale.explain import associations as correlate
+
+    _show(correlate(_open(store), sweep), format, output)
 
 
 @app.command()
@@ -410,6 +418,19 @@ def _command() -> str:
     import shlex
 
     return shlex.join(["grokscale", *sys.argv[1:]])
+
+
+def _show(table: pa.Table, format: Format, output: Path | None) -> None:
+    """A table of rows, for a terminal or in a file's format."""
+    if format is Format.table:
+        from grokscale.report.words import records
+
+        columns = [column.to_pylist() for column in table.columns]
+        _put(records(table.column_names, list(zip(*columns, strict=True))).encode(), output)
+    else:
+        from grokscale.store.export import export
+
+        _put(export(table, format.value), output, format)
 
 
 def _put(data: bytes, output: Path | None, format: Format = Format.table) -> None:

@@ -44,7 +44,7 @@ def signatures(curve: Curve, outcome: Outcome, measures: Measures | None = None)
     rules: dict[str, Callable[[], bool]] = {
         "oscillating": lambda: _oscillates(curve, outcome),
         "stagnating": lambda: outcome.outcome == "unfitted" and _gain(curve["train_acc"]) < FLAT,
-        "collapsed": lambda: "method/p_max" in taken and bool((taken["method/p_max"][1] > ONE_HOT).any()),
+        "collapsed": lambda: any(bool((taken[name][1] > ONE_HOT).any()) for name in taken if _is_p_max(name)),
         "outer-overfit": lambda: "outer_loss" in taken and _overfits(curve, *taken["outer_loss"]),
         "unstable": lambda: outcome.diverged_step is not None or _explodes(curve["train_loss"]),
         "never-generalises": lambda: outcome.outcome == "memorised" and _gain(curve["val_acc"]) < FLAT,
@@ -72,6 +72,10 @@ def slingshots(curve: Curve, weight_norm: tuple[np.ndarray, np.ndarray] | None =
         if spike and (weight_norm is None or _jumps(int(steps[i]), *weight_norm)):
             found.append(int(steps[i]))
     return np.array(found, dtype=np.int64)
+
+
+def _is_p_max(column: str) -> bool:
+    return column.startswith("method/") and column.endswith("p_max")  # with its place in a chain between, or without
 
 
 def _jumps(step: int, steps: np.ndarray, norms: np.ndarray) -> bool:

@@ -65,7 +65,8 @@ class Transform(NamedTuple):
     outer: float = 0.0  # share of the training half that `outer_loss` is computed on and training never sees
     active: Callable[[State], Tensor] | None = None  # 0-d bool: does the transform act at all (a switch)
     oracle: Callable[[int, int], float] | None = None  # (batch, outer rows) -> examples whose gradient it takes a step
-    # (state, gradient that entered the chain) -> 0-d tensors worth recording; only called where they are measured
+    # (state, gradient that entered the chain) -> 0-d tensors worth recording, such as p_entropy and p_max of an
+    # amplifier's p; only called where they are measured, after the step's update
     diagnostics: Callable[[State, Params], dict[str, Tensor]] | None = None
 
 

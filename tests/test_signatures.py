@@ -87,6 +87,7 @@ def test_labels_that_need_a_measure_are_given_only_with_it() -> None:
     look = curve()
     assert labels(look, method__p_max=np.full(20, 0.5)) == set()
     assert labels(look, method__p_max=np.linspace(0.1, 0.995, 20)) == {"collapsed"}
+    assert labels(look, method__1__p_max=np.linspace(0.1, 0.995, 20)) == {"collapsed"}
     rising = {**look, "val_loss": np.geomspace(0.1, 1.0, 20)}
     assert labels(rising) == set()
     assert labels(rising, outer_loss=np.geomspace(1.0, 0.1, 20)) == {"outer-overfit"}
