@@ -1,4 +1,4 @@
-"""What can be named in an experiment file, as text: `grokscale methods`, `grokscale tasks`."""
+"""What can be named in an experiment file, as text: `grokscale methods`, `grokscale tasks`, `metrics`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,16 @@ def tasks(registry: Registry) -> str:
         blocks.append(
             _block(f"model {entry.name}", entry.summary, "", [f"options: {_settings(entry.defaults)}"])
         )
+    return "\n\n".join(blocks) + "\n"
+
+
+def metrics(registry: Registry) -> str:
+    """Every measure with its columns, its source and its cost."""
+    blocks = []
+    for entry in registry.measures.values():
+        rows = [f"{column}: {what}" for column, what in entry.columns.items()]
+        name = ":".join([entry.name, *["METHOD"] * entry.methods])
+        blocks.append(_block(name, f"cost: {entry.cost}", entry.source, rows))
     return "\n\n".join(blocks) + "\n"
 
 

@@ -16,6 +16,8 @@ from grokscale.errors import GrokscaleError, InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pyarrow as pa
+
     from grokscale.entries import Registry
     from grokscale.spec import Resolved
     from grokscale.store import Store
@@ -71,6 +73,7 @@ class Rows(enum.StrEnum):
     replicas = "replicas"
     trials = "trials"
     curves = "curves"
+    measures = "measures"
 
 
 class Until(enum.StrEnum):
@@ -175,6 +178,9 @@ def run(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the namespace `run`.")] = 1,
     seed_list: Annotated[str | None, _option(metavar="1,2,3", help="These seeds instead.")] = None,
     until: Annotated[Until, typer.Option(help="To the crossing, or to twice its step.")] = Until.decided,
+    metrics: Annotated[
+        str | None, _option(metavar="A,B", help="Measures to take, in place of the file's; `metrics` lists them.")
+    ] = None,
     timing: Annotated[bool, typer.Option("--timing", help="Then time one replica alone.")] = False,
     no_store: Annotated[bool, typer.Option("--no-store", help="Train everything, keep nothing.")] = False,
     set_: Overrides = None,
@@ -183,6 +189,9 @@ def run(
     """Train one configuration in this process, without Ray."""
     _say(f"{file}: starting")
     given = _seeds(seed_list)
+    if metrics is not None:
+        names = ",".join(f"'{name.strip()}'" for name in metrics.split(",") if name.strip())
+        set_ = [*(set_ or ()), f"metrics.names=[{names}]"]
     entries, resolved = _resolve(file, set_)
     from grokscale import memory, solo
     from grokscale.parts import timing_row
@@ -204,6 +213,7 @@ def run(
         threads=resources.cpus,
         registry=entries,
         store=opened,
+        metrics=resolved.experiment.metrics.names,
         say=_say,
     )
     typer.echo(solo.table(spec, rows, resolved.horizon, solo.epoch_steps(spec, entries)), nl=False)
@@ -243,19 +253,25 @@ def sql(
 ) -> None:
     """Ask the store in SQL, read-only.
 
-    Views: replicas, trials, curves, speedups, sweeps, plans, timings. The dialect is DuckDB's.
+    Views: replicas, trials, curves, measures, speedups, sweeps, plans, timings. The dialect is DuckDB's.
     """
-    table = _open(store).sql(query)
-    if format is Format.table:
-        from grokscale.report.words import records
+    _show(_open(store).sql(query), format, output)
 
-        columns = [column.to_pylist() for column in table.columns]
-        rows = list(zip(*columns, strict=True))
-        _put(records(table.column_names, rows).encode(), output)
-    else:
-        from grokscale.store.export import export
 
-        _put(export(table, format.value), output, format)
+@app.command()
+def associations(
+    sweep: Annotated[str | None, typer.Argument(metavar="SWEEP", help="Name or id; default the whole store.")] = None,
+    format: Annotated[Format, typer.Option(help="How the rows come out.")] = Format.table,
+    output: Output = None,
+    store: StorePath = None,
+) -> None:
+    """What goes with a late grok step, per task (exploratory).
+
+    Spearman's rho of measures with the grok step, 95 % intervals: over all replicas, and within trials.
+    """
+    from grokscale.explain import associations as correlate
+
+    _show(correlate(_open(store), sweep), format, output)
 
 
 @app.command()
@@ -323,6 +339,14 @@ def tasks(plugin: Plugins = None) -> None:
     from grokscale import catalogue
 
     typer.echo(catalogue.tasks(_registry(plugin or ())), nl=False)
+
+
+@app.command()
+def metrics(plugin: Plugins = None) -> None:
+    """List measures: what they record, what they cost."""
+    from grokscale import catalogue
+
+    typer.echo(catalogue.metrics(_registry(plugin or ())), nl=False)
 
 
 @track_app.command("sync")
@@ -407,6 +431,19 @@ def _command() -> str:
     import shlex
 
     return shlex.join(["grokscale", *sys.argv[1:]])
+
+
+def _show(table: pa.Table, format: Format, output: Path | None) -> None:
+    """A table of rows, for a terminal or in a file's format."""
+    if format is Format.table:
+        from grokscale.report.words import records
+
+        columns = [column.to_pylist() for column in table.columns]
+        _put(records(table.column_names, list(zip(*columns, strict=True))).encode(), output)
+    else:
+        from grokscale.store.export import export
+
+        _put(export(table, format.value), output, format)
 
 
 def _put(data: bytes, output: Path | None, format: Format = Format.table) -> None:

@@ -1,4 +1,4 @@
-"""What METHODS, TASKS and MODELS hold: everything about a method, a task or a model but its code.
+"""What METHODS, TASKS, MODELS and MEASURES hold: everything about an entry but its code.
 
 Free of torch: checking an experiment file needs the entries, not the tensors. A factory raises ValueError
 with a text that states the invariant, then the value, for a setting that makes no sense; `spec` shows it
@@ -93,6 +93,26 @@ class ModelEntry:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """Something to look at while a replica trains. It changes no number of a trial, and costs nothing when off.
+
+    name: what `[metrics] names` calls it; one that is about methods is followed by theirs, "name:METHOD:METHOD".
+    columns: column of `measures` -> what it is; "x/TENSOR" stands for one per tensor.
+    source: paper or section it restates.
+    cost: what it adds to a step and to a look, in words; N is the number of parameters.
+    factory: a (name, Transform) pair for each of its methods -> grokscale.metrics.Probe.
+    methods: how many methods it is about.
+    """
+
+    name: str
+    columns: Mapping[str, str]
+    source: str
+    cost: str
+    factory: Callable[..., Any]
+    methods: int = 0
+
+
+@dataclass(frozen=True)
 class Registry:
     """Everything that can be named in an experiment file.
 
@@ -103,3 +123,4 @@ class Registry:
     tasks: Mapping[str, TaskEntry]
     models: Mapping[str, ModelEntry]
     plugins: Mapping[str, str] = field(default_factory=dict)
+    measures: Mapping[str, Measure] = field(default_factory=dict)

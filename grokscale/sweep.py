@@ -171,6 +171,7 @@ class _Sweep:
         worker = {
             "root": self.store.root, "lanes": resources.lanes, "threads": resources.cpus,
             "device": "cuda" if resources.gpus else "cpu",
+            "metrics": self.experiment.metrics.during(plan.phase),
         }  # fmt: skip
         log.info("phase %s: %s", plan.phase, dict(plan.sizes))
         return PhaseDesk(plan, self.ledger, horizon, worker, self._heard, self._filed, self.failures)

@@ -250,6 +250,26 @@ def test_run_trains_stores_and_takes_from_the_store(folder: Path) -> None:
     assert f"alone: {1e3 * timed['seconds_on']:.3g} ms a step" in again.stdout
 
 
+def test_run_takes_measures(folder: Path) -> None:
+    words = ("run", "tiny.toml", "--set", "horizon=100", "--store", "kept")
+    plain = call(*words)
+    measured = call(*words, "--metrics", "norms, compare:egd:grokfast-ema")
+    assert measured.stdout == plain.stdout and "in the store already" not in measured.stderr
+    [row] = Store("kept").replicas().to_pylist()
+    assert row["measured"] == "compare:egd:grokfast-ema,norms"
+    query = "SELECT step, value FROM measures WHERE measure = 'weight_norm' ORDER BY step"
+    found = json.loads(call("sql", query, "--format", "json", "--store", "kept").stdout)
+    assert [row["step"] for row in found][:5] == [0, 25, 50, 75, 100]
+    said = call(*words, "--metrics", "norm", code=2).stderr
+    assert "did you mean 'norms'?" in said
+
+
+def test_metrics_are_listed_with_their_costs(folder: Path) -> None:
+    said = call("metrics").stdout
+    assert "compare:METHOD:METHOD\n  cost: a step: both methods' updates" in said
+    assert "age_raw: AGE of the gradient" in said
+
+
 def test_run_without_a_store_keeps_nothing(folder: Path) -> None:
     said = call("run", "tiny.toml", "--no-store", "--seed-list", "5,6", "--set", "horizon=60").stdout
     assert [line.split()[0] for line in said.splitlines()[6:8]] == ["5", "6"]

@@ -67,7 +67,7 @@ def test_commands_are_understood_and_their_files_are_there(words: list[str]) -> 
             assert (ROOT / word).exists()
 
 
-READING = [words for words in commands() if words[1] in ("results", "sql", "report")]
+READING = [words for words in commands() if words[1] in ("results", "sql", "report", "associations")]
 
 
 @pytest.mark.parametrize("words", READING, ids=" ".join)

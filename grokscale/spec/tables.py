@@ -348,6 +348,21 @@ class Confirm(Table):
     seeds: Annotated[Int, Field(ge=0)] = 20
 
 
+class Metrics(Table):
+    """[metrics]: what to look at besides accuracy; `grokscale metrics` lists names and costs.
+
+    names: measures; one about methods is followed by theirs, "name:METHOD:METHOD".  search: in the search and the
+    race too, else in the confirmation only. No part of a trial's identity: asking later trains again.
+    """
+
+    names: Names = ()
+    search: bool = False
+
+    def during(self, phase: str) -> tuple[str, ...]:
+        """The measures to take in a phase."""
+        return tuple(sorted(set(self.names))) if self.search or phase == "confirm" else ()
+
+
 class Limits(Table):
     """[limits]: hours of wall time after which the sweep stops in order; again = resume."""
 
@@ -401,6 +416,7 @@ class Experiment(Table):
     search: Search = Search()
     race: Race = Race()
     confirm: Confirm = Confirm()
+    metrics: Metrics = Metrics()
     limits: Limits = Limits()
     resources: Resources = Resources()
     store: Annotated[str, Field(min_length=1)] = "runs"
