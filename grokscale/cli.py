@@ -239,7 +239,7 @@ def sql(
 ) -> None:
     """Ask the store in SQL, read-only.
 
-    Views: replicas, trials, curves, speedups, sweeps, plans, timings. The dialect is DuckDB's.
+    Views: replicas, trials, curves, speedups, sweeps, plans, timings, importances. The dialect is DuckDB's.
     """
     table = _open(store).sql(query)
     if format is Format.table:

@@ -21,9 +21,19 @@ from grokscale.stats.base import (
     objective,
     paired_difference,
     power_of_two_up,
+    welch,
 )
 from grokscale.stats.design import detectable, holm
-from grokscale.stats.speedup import EXACT, SpeedUp, correlation, paired_speedup, rmst_ratio, sign_flip
+from grokscale.stats.speedup import (
+    EXACT,
+    SpeedUp,
+    correlation,
+    label_swap,
+    paired_speedup,
+    rmst_ratio,
+    sign_flip,
+    unpaired_speedup,
+)
 from grokscale.stats.survival import (
     LogRank,
     Survival,
@@ -52,6 +62,7 @@ __all__ = [
     "geometric_mean_clamped",
     "holm",
     "kaplan_meier",
+    "label_swap",
     "logrank",
     "mean_interval",
     "median",
@@ -63,5 +74,7 @@ __all__ = [
     "rmst",
     "rmst_ratio",
     "sign_flip",
+    "unpaired_speedup",
+    "welch",
     "wilson",
 ]

@@ -60,6 +60,25 @@ def student(centre: float, residuals: Floats, level: float) -> Interval:
     return Interval(centre, centre - reach, centre + reach, n)
 
 
+def welch(centre: float, a: Floats, b: Floats, level: float = LEVEL) -> Interval:
+    """centre +- t standard errors of a difference of means of independent samples with residuals a (n,), b (m,).
+
+    Degrees by Welch and Satterthwaite; n of the result is the smaller number. (-inf, inf) where a side is alone.
+    Welch 1947, Biometrika 34.
+    """
+    from scipy.special import stdtrit
+
+    n, m = len(a), len(b)
+    if min(n, m) == 1:
+        return Interval(centre, -math.inf, math.inf, 1)
+    u, v = (float(np.square(x).sum()) / (len(x) - 1) / len(x) for x in (a, b))
+    if u + v == 0:
+        return Interval(centre, centre, centre, min(n, m))
+    degrees = (u + v) ** 2 / (u * u / (n - 1) + v * v / (m - 1))
+    reach = float(stdtrit(degrees, (1 + level) / 2)) * math.sqrt(u + v)
+    return Interval(centre, centre - reach, centre + reach, min(n, m))
+
+
 def paired_difference(base: ArrayLike, arm: ArrayLike, level: float = LEVEL) -> Interval:
     """Mean of base - arm with its t interval, over the n pairs where both are known; NaN for none.
 
