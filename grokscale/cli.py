@@ -253,7 +253,7 @@ def sql(
 ) -> None:
     """Ask the store in SQL, read-only.
 
-    Views: replicas, trials, curves, measures, speedups, sweeps, plans, timings. The dialect is DuckDB's.
+    Views: replicas, trials, curves, measures, speedups, sweeps, plans, timings, importances. The dialect is DuckDB's.
     """
     _show(_open(store).sql(query), format, output)
 

@@ -141,7 +141,8 @@ class Store:
         raise InputError(f"{self.root}: no sweep '{name_or_id}'; {suggest(str(name_or_id), names)}")
 
     def sql(self, query: str, *, memory: str = "1GB") -> pa.Table:
-        """One read-only SQL query (DuckDB) over replicas, trials, curves, measures, speedups, sweeps, plans, timings.
+        """One read-only SQL query (DuckDB) over replicas, trials, curves, measures, speedups, sweeps, plans, timings,
+        importances.
 
         It sees these views and nothing else: no files, no network, no settings. memory: what it may use.
         Raises InputError for anything but one SELECT, and for what DuckDB refuses.

@@ -100,12 +100,13 @@ class Lanes:
         return vmap(self.program.weigh)(self.stacked["params"], self._kept()) if self.program.probes else {}
 
     @cached_property
-    def flops_per_step(self) -> int:
-        """Of one batch and its gradient, for one replica."""
+    def flops_per_step(self) -> float:
+        """Of the model, forward and backward, over the examples whose gradient a step takes (`oracle`)."""
         split = self.splits["train"]
         assert split is not None
         rows = min(self.program.batch, self.n_train)
-        return self.program.flops_per_step(self._labelled(Split(split.x[0, :rows], split.y[0, :rows]), 1))
+        batch = self.program.flops_per_step(self._labelled(Split(split.x[0, :rows], split.y[0, :rows]), 1))
+        return batch * self.oracle / rows
 
     def accuracy(self, name: str, rows: int | None, step: int) -> tuple[Tensor, Tensor]:
         """Mean loss and accuracy (L,) of every lane after `step`, on the first `rows` of a split, or on all."""
