@@ -40,7 +40,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # Knobs that let something happen within 50 steps; everything else keeps its default.
-KNOBS: dict[str, dict[str, Any]] = {"grokfast-ma": {"window": 12}}
+KNOBS: dict[str, dict[str, Any]] = {"grokfast-ma": {"window": 12}, "neuralgrok": {"width": 16, "period": 2}}
 
 # Memorised after about 60 steps, grokked after 100 to 800: a whole run within a second or two.
 GROKS: dict[str, Any] = {

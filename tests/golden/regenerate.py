@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from grokscale.train import METRICS, train  # noqa: E402
 from tests.trials import FORMS, REGISTRY, trial  # noqa: E402
 
-METHODS = ("none", "grokfast-ema", "grokfast-ma", "egd", "egd-colnorm")
+METHODS = ("none", "grokfast-ema", "grokfast-ma", "egd", "egd-colnorm", "neuralgrok")
 CASES = [(method, form) for method in METHODS for form in sorted(FORMS)]
 STEPS = 200
 SEEDS = (1, 2)
