@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from grokscale.entries import content_digest
 from grokscale.methods import amplifier as amp
 from grokscale.methods import neuralgrok as ng
 from grokscale.spec import TrialSpec
@@ -339,16 +340,16 @@ def test_it_trains_and_a_split_run_is_the_whole_run(task: str) -> None:
 
 def test_a_frozen_amplifier_is_used_and_stays(tmp_path: Path) -> None:
     """What a run learned, saved, and taken over by another: the same phi at every step, nothing held back."""
-    learning = trial("parity-mlp2", [{"name": "neuralgrok", "width": 8, "rate": 1e-2}])
-    program = Program(learning, REGISTRY, "cpu")
-    lanes = Lanes(program, [1, 2], [0, 1])
-    with torch.no_grad():
-        for step in range(1, 41):
-            lanes.step(step)
-    assert program.structure is not None
-    [state] = [s for s in pytree.tree_unflatten(lanes.stacked["state"], program.structure) if s]
-    learned = {k: t[0] for k, t in state.phi.items()}
-    knob = amp.save(learned, tmp_path / "parity.pt")
+    learning = trial("parity-mlp2", [{"name": "grokfast-ema"}, {"name": "neuralgrok", "width": 8, "rate": 1e-2}])
+    *_, end = train(learning, [1], horizon=40, registry=REGISTRY)
+    assert end.done
+    content = end.learned(1)
+    path = tmp_path / "parity.pt"
+    path.write_bytes(content)
+    knob = f"{path}@{content_digest(content)}"
+    learned = amp.load(knob)
+    [drawn] = [s for s in Program(learning, REGISTRY, "cpu").start(1)[1] if isinstance(s, ng.NeuralGrokState)]
+    assert set(learned) == set(drawn.phi) and not same(learned, drawn.phi)
     frozen = ng.neuralgrok(amplifier=knob, width=999)
     assert (frozen.outer, frozen.after, frozen.needs) == (0.0, None, frozenset())
     grads = {k: g.float() for k, g in entries([(5, 2), (3,)]).items()}
@@ -359,6 +360,8 @@ def test_a_frozen_amplifier_is_used_and_stays(tmp_path: Path) -> None:
     assert same(out, expected)
     spec = trial("parity-mlp2", [{"name": "neuralgrok", "amplifier": knob}])
     assert spec.trial_id != trial("parity-mlp2", [{"name": "neuralgrok"}]).trial_id
-    assert [row["outcome"] for row in last(spec, 50).replicas()].count("diverged") == 0
-    with pytest.raises(ValueError, match="kind must be"):
-        ng.neuralgrok(amplifier=knob, kind="power")
+    end = last(spec, 50)
+    assert [row["outcome"] for row in end.replicas()].count("diverged") == 0
+    with pytest.raises(ValueError, match="learns nothing"):
+        end.learned(1)
+    assert same(ng.neuralgrok(amplifier=knob, kind="power").update(grads, held, grads, step=1)[0], expected)

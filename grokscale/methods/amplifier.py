@@ -21,7 +21,6 @@ Legend: L lanes, N entries, P pieces (padded), h units of a layer. Pieces and th
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import os
@@ -33,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grokscale.entries import content_digest
 from grokscale.transform import Params
 
 BLOCK = 64  # pieces whose affine maps go through a layer in one product
@@ -41,7 +41,6 @@ CHUNK = 65_536  # entries worked on at a time on a CPU
 CLUSTER = 16  # knots in one cell beyond which a binary search is quicker
 
 LAYOUT = "grokscale amplifier 1"  # of a saved file
-DIGITS = 12  # of the hash of a saved file
 
 Layers = list[tuple[Tensor, Tensor]]
 
@@ -77,35 +76,26 @@ def knots(phi: Params, low: float, high: float) -> Tensor:
     return found[torch.isfinite(found)]
 
 
-def save(phi: Params, path: str | Path) -> str:
-    """Write an amplifier to a file, for `load`; what to give as the knob `amplifier`, "FILE@HASH".
-
-    phi: of a state; float64 numbers stay float64.  path: of the file; FILE is it as it stands.
-    """
+def packed(phi: Params) -> bytes:
+    """An amplifier as the content of a file, for `load`. phi: of a state; float64 numbers stay float64."""
     buffer = io.BytesIO()
     torch.save({"layout": LAYOUT, "phi": {k: t.detach().cpu().clone() for k, t in phi.items()}}, buffer)
-    Path(path).write_bytes(buffer.getvalue())
-    return f"{path}@{digest(buffer.getvalue())}"
-
-
-def digest(content: bytes) -> str:
-    """The first digits of the sha256."""
-    return hashlib.sha256(content).hexdigest()[:DIGITS]
+    return buffer.getvalue()
 
 
 def load(knob: str) -> Params:
-    """The amplifier of a file that `save` wrote.
+    """The amplifier of a file that `grokscale run --save-learned FILE` wrote.
 
     knob: "FILE@HASH", FILE relative to the folder $GROKSCALE_DATA (else to the current one), HASH the first digits of
     its sha256. The content thus belongs to the identity of a trial, wherever the folder is.
-    Raises ValueError where the file is missing, is another one, or is none of `save`'s.
+    Raises ValueError where the file is missing, is another one, or holds none.
     """
     name, _, given = knob.rpartition("@")
     path = Path(os.environ.get("GROKSCALE_DATA", "")) / (name or knob)
     if not path.is_file():
         raise ValueError(f"amplifier must be FILE@HASH of a saved amplifier: there is no file {path}")
     content = path.read_bytes()
-    found = digest(content)
+    found = content_digest(content)
     if not name or given != found:
         what = f"not {given!r}" if name else "and it must be named"
         raise ValueError(f"the file of amplifier has the hash {found}, {what}; give '{name or knob}@{found}' for it")

@@ -80,7 +80,8 @@ def neuralgrok(
     inner_clip: largest total norm of what the optimiser gets, 0 = no clip; the look-ahead is never clipped.
     scope: one softmax and one norm per "tensor" (released code, ambiguity 4) or "global".
     lookahead_from: theta' = theta - lr g' from the parameters after ("post", final code) or before ("pre") the step.
-    amplifier: "FILE@HASH" of `amplifier.save`: this phi, frozen, in place of a learned one; see `amplifier.load`.
+    amplifier: "FILE@HASH", as `grokscale run --save-learned FILE` prints it: that phi, frozen.
+        kind, width, depth and hidden are then the file's; nothing is held back.
     Source: NeuralGrok, eq. (2), Algorithm 1, released code; ambiguities 4 to 8 of methods.md.
     """
     _check(_is(c, lambda x: x > 0), f"c > 0 must hold, got c={c}")
@@ -97,7 +98,7 @@ def neuralgrok(
     _check(lookahead_from in ("post", "pre"), f"lookahead_from must be 'post' or 'pre', got {lookahead_from!r}")
     sizes = widths(kind, width, depth, hidden)
     frozen = amp.load(amplifier) if amplifier else None
-    _check(not (frozen and kind not in LEARNED), f"amplifier is a learned phi: kind must be 'mlp', got {kind!r}")
+    kind = kind if frozen is None else "mlp"
     meta = adam(rate, beta1=0.9, beta2=0.98, wd=meta_wd)
 
     def init(params: Params, roles: Roles, generator: torch.Generator) -> Any:
@@ -141,20 +142,23 @@ def neuralgrok(
         moved, (m, v) = meta.update(slope, AdamState(state.m, state.v), state.phi, step=count)  # type: ignore[arg-type]
         phi = {k: p + moved[k] for k, p in state.phi.items()}
 
-        def keep(new: Params, old: Params) -> Params:
+        def unless_lost(new: Params, old: Params) -> Params:
             return {k: torch.where(fine, t, old[k]) for k, t in new.items()}
 
-        return NeuralGrokState(keep(phi, state.phi), keep(m, state.m), keep(v, state.v), state.updates + fine,
-                               state.skipped + ~fine)  # fmt: skip
+        phi, m, v = (unless_lost(*pair) for pair in ((phi, state.phi), (m, state.m), (v, state.v)))
+        return NeuralGrokState(phi, m, v, state.updates + fine, state.skipped + ~fine)
+
+    def keep(state: NeuralGrokState) -> bytes:
+        return amp.packed(state.phi)
 
     learns = kind in LEARNED and frozen is None
     if not learns:
         return Transform(init, update)
     if lookahead_from == "pre":
         return Transform(init, update, needs=frozenset({"outer_loss", "lr"}), outer=outer,
-                         oracle=lambda batch, held: held / period)  # fmt: skip
+                         oracle=lambda batch, held: held / period, learned=keep)  # fmt: skip
     return Transform(init, update, after, period, frozenset({"inner_grad", "outer_loss", "lr"}), outer=outer,
-                     oracle=lambda batch, held: (batch + held) / period)  # fmt: skip
+                     oracle=lambda batch, held: (batch + held) / period, learned=keep)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------ the transform
@@ -240,7 +244,7 @@ def flops(shapes: Mapping[str, tuple[int, ...]], roles: Mapping[str, Role], knob
     The look-ahead's own gradients of the model are counted as examples (`Transform.oracle`), not here.
     """
     entries = sum(math.prod(shape) for shape in shapes.values())
-    if knobs["kind"] not in LEARNED:
+    if knobs["kind"] not in LEARNED and not knobs["amplifier"]:
         return 8.0 * entries
     layers = (1, *widths(knobs["kind"], knobs["width"], knobs["depth"], knobs["hidden"]), 1)
     network = sum(4.0 * amp.BLOCK * a * b for a, b in itertools.pairwise(layers))

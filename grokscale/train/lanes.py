@@ -75,6 +75,11 @@ class Lanes:
         index = torch.tensor(list(lanes), device=self.program.device)
         return pytree.tree_map(lambda t: t.index_select(0, index), self.stacked)
 
+    def state(self, lane: int) -> Any:
+        """A copy of the transform's state of one lane."""
+        assert self.program.structure is not None
+        return pytree.tree_unflatten([leaf[0] for leaf in self.take([lane])["state"]], self.program.structure)
+
     def step(self, step: int) -> Tensor:
         """Train every lane by one step; the losses (L,)."""
         program, now = self.program, self.stacked

@@ -37,6 +37,10 @@ class Evaluation:
         """A copy of everything that the run goes on from: tensors and primitives. Valid until the next evaluation."""
         return self._pack.snapshot()
 
+    def learned(self, seed: int) -> bytes:
+        """What the transform of a replica learned, as a file; of one that has not ended before this evaluation."""
+        return self._pack.learned(seed)
+
     def replicas(self) -> list[dict[str, Any]]:
         """A row of the store's `replicas` per seed, without what only the caller knows (provenance)."""
         return self._pack.replicas()
@@ -208,6 +212,12 @@ class Pack:
         for name in ("active", "full"):
             out[name] = out[name].astype(bool)
         return out
+
+    def learned(self, seed: int) -> bytes:
+        if self.program.transform.learned is None:
+            raise ValueError("the method learns nothing that could be saved")
+        state = self.lanes.state(self.lanes.seeds.index(seed))
+        return self.program.transform.learned(state)
 
     def snapshot(self) -> dict[str, Any]:
         alive = self._alive()
