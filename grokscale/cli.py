@@ -183,6 +183,9 @@ def run(
     ] = None,
     timing: Annotated[bool, typer.Option("--timing", help="Then time one replica alone.")] = False,
     no_store: Annotated[bool, typer.Option("--no-store", help="Train everything, keep nothing.")] = False,
+    save_learned: Annotated[
+        Path | None, _option(metavar="FILE", help="Train one seed, then save what the method learned (an amplifier).")
+    ] = None,
     set_: Overrides = None,
     store: StorePath = None,
 ) -> None:
@@ -194,6 +197,7 @@ def run(
         set_ = [*(set_ or ()), f"metrics.names=[{names}]"]
     entries, resolved = _resolve(file, set_)
     from grokscale import memory, solo
+    from grokscale.entries import content_digest
     from grokscale.parts import timing_row
     from grokscale.spec import seed_for
 
@@ -201,6 +205,11 @@ def run(
     spec, resources = resolved.trial(label), resolved.experiment.resources
     opened = None if no_store else _open(store or resolved.experiment.store)
     chosen = given or [seed_for("run", k) for k in range(seeds)]
+    if save_learned is not None and not solo.learns(spec, entries):
+        raise InputError(f"--save-learned: arm {label} learns nothing that could be saved")
+    if save_learned is not None and len(chosen) != 1:
+        raise InputError(f"--save-learned: is what one seed learned, and {len(chosen)} are asked for: name one seed")
+    learned: list[bytes] = []
     _say(f"{label}: trial {spec.trial_id}, {len(chosen)} seeds, horizon {resolved.horizon:,} steps")
     found = memory.needs(spec, min(len(chosen), resources.lanes), entries)
     _remembered(resolved, {label: found} if found else {})
@@ -215,6 +224,7 @@ def run(
         store=opened,
         metrics=resolved.experiment.metrics.names,
         say=_say,
+        at_end=None if save_learned is None else lambda end: learned.append(end.learned(chosen[0])),
     )
     typer.echo(solo.table(spec, rows, resolved.horizon, solo.epoch_steps(spec, entries)), nl=False)
     if timing:
@@ -222,6 +232,9 @@ def run(
         if opened is not None:
             opened.append("timings", [row])
         typer.echo("\n" + solo.timing_line(row), nl=False)
+    if save_learned is not None:
+        _write(save_learned, learned[0])
+        typer.echo(f"\nlearned: {save_learned}@{content_digest(learned[0])}")
 
 
 @app.command()

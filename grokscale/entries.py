@@ -7,6 +7,7 @@ beside the key.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,11 @@ class ModelEntry:
     build: Callable[..., Any]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     version: int = 1
+
+
+def content_digest(content: bytes) -> str:
+    """What stands for a file's content in a knob, and so in a trial's identity: 12 hex digits of its sha256."""
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

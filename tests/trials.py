@@ -44,6 +44,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     "grokfast-ma": {"window": 12},
     "egd-rsvd": {"rank": 4},
     "egd-topk": {"rank": 3},
+    "neuralgrok": {"width": 16, "period": 2},
     "nap": {"every": 10},
     "ngd-toy": {"size": 6},
 }  # fmt: skip

@@ -55,7 +55,8 @@ class Program:
         """(the splits of a seed, the part of the training half held back for `outer_loss`; empty without one)."""
         splits = self.task.splits(seed, self.spec.validation)
         rows = torch.randperm(len(splits.train.y), generator=generator(seed, "outer"))
-        n = int(self.transform.outer * len(rows))
+        # A table so small that the share is no row gives one: an outer loss of nothing would teach nothing, silently.
+        n = max(1, int(self.transform.outer * len(rows))) if self.transform.outer else 0
         outer = Split(splits.train.x[rows[:n]], splits.train.y[rows[:n]])
         if n:
             kept = rows[n:].sort().values
