@@ -68,5 +68,5 @@ def _range(distribution: Any) -> str:
         return ""
     if hasattr(distribution, "choices"):
         return f"  searched among {', '.join(plain(choice) for choice in distribution.choices)}"
-    log = ", log" if distribution.log else ""
+    log = ", log in 1 - x" if getattr(distribution, "complement", False) else ", log" if distribution.log else ""
     return f"  searched {plain(distribution.low)} to {plain(distribution.high)}{log}"

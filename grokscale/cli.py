@@ -148,9 +148,11 @@ def sweep(
     opened = resolved = None
     try:
         with watch(sys.stderr, file.stem) as view:
-            _, resolved = _resolve(file, set_)
+            entries, resolved = _resolve(file, set_)
+            from grokscale import memory
             from grokscale.sweep import run_sweep
 
+            _remembered(resolved, memory.largest(resolved, entries))
             opened = _open(store or resolved.experiment.store)
             result = run_sweep(resolved, opened, on_progress=view)
     except SweepInterrupted as stopped:
@@ -191,7 +193,7 @@ def run(
         names = ",".join(f"'{name.strip()}'" for name in metrics.split(",") if name.strip())
         set_ = [*(set_ or ()), f"metrics.names=[{names}]"]
     entries, resolved = _resolve(file, set_)
-    from grokscale import solo
+    from grokscale import memory, solo
     from grokscale.parts import timing_row
     from grokscale.spec import seed_for
 
@@ -200,6 +202,8 @@ def run(
     opened = None if no_store else _open(store or resolved.experiment.store)
     chosen = given or [seed_for("run", k) for k in range(seeds)]
     _say(f"{label}: trial {spec.trial_id}, {len(chosen)} seeds, horizon {resolved.horizon:,} steps")
+    found = memory.needs(spec, min(len(chosen), resources.lanes), entries)
+    _remembered(resolved, {label: found} if found else {})
     rows = solo.run(
         spec,
         chosen,
@@ -366,6 +370,15 @@ def track_sync(
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
+
+
+def _remembered(resolved: Resolved, found: dict[str, list[Any]]) -> None:
+    """Say what the arms' methods remember; refuse what is more than allowed."""
+    from grokscale import memory
+
+    memory.refuse(resolved, found)
+    for line in memory.shown(found):
+        _say(line)
 
 
 def _print_results(store: Store, sweep_id: str) -> None:

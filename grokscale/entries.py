@@ -30,6 +30,8 @@ class Method:
     optimiser: settings that an arm with this method takes unless it names others: a method that is an optimiser
         itself (its update is final) asks for plain SGD behind it.
     flops: (parameter shapes, roles, knobs) -> the transform's own floating-point operations per step and replica.
+    memory: (parameter shapes, roles, knobs, bytes of a number) -> bytes of what the method remembers, per replica;
+        for a method that remembers much. Shown before a run, and refused above a limit.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Method:
     neutral: Mapping[str, Any] | None = None
     optimiser: Mapping[str, Any] = field(default_factory=dict)
     flops: Callable[..., float] | None = None
+    memory: Callable[..., float] | None = None
 
 
 @dataclass(frozen=True)

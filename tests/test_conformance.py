@@ -150,10 +150,25 @@ def test_defaults_are_complete_and_inside_the_space(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_numbers_outside_their_range_are_refused_with_the_knobs_name(name: str) -> None:
     wrong = {
-        "grokfast-ema": {"alpha": 1.0, "lam": -1.0, "init": "theta"},
-        "grokfast-ma": {"window": 0, "lam": -1.0, "filter_type": "median"},
-        "egd": {"eps": 0.0, "layers": "none"},
+        "grokfast-ema": {"alpha": 1.0, "lam": -1.0, "init": "theta", "part": "low", "clip": 0.0, "clip_position": "in"},
+        "grokfast-ma": {
+            "window": 0, "lam": -1.0, "filter_type": "median", "two_stage": -1, "buffer": "fp8", "part": "low",
+            "clip": 0.0, "clip_position": "in"},
+        "egd": {
+            "eps": 0.0, "layers": "none", "form": "exact", "rtol": 1.0, "polar": "qr", "blocks": 0, "refresh": 0},
+        "egd-rsvd": {"rank": 0, "power": -1, "eps": 0.0, "layers": "none"},
+        "egd-topk": {"rank": 0, "power": 0, "eps": 0.0, "rest": "double", "layers": "none"},
+        "egd-power": {"q": 3.0, "eps": 0.0, "layers": "none"},
         "egd-colnorm": {"floor": 0.0, "axis": "column", "layers": "none"},
+        "normgrad": {"c": 0.0, "scope": "row", "clip": -1.0},
+        "nap": {"every": 0, "scope": "row"},
+        "ngd-toy": {"size": 0},
+        "shampoo": {"beta": 1.0, "eps": 0.0, "every": 0},
+        "muon": {"beta": 1.0, "ns_steps": 100, "ns_dtype": "fp8", "scale": "none", "order": "both", "companion": 0.0,
+                 "beta1": 1.0, "beta2": -0.1, "eps": 0.0},
+        "ademamix": {"alpha": -1.0, "beta1": 1.0, "beta2": 1.0, "beta3": 1.0, "eps": 0.0, "alpha_warmup": -1,
+                     "beta3_warmup": -1},
+        "grokadamw": {"alpha": 1.0, "kappa": -1.0, "lam": -1.0, "gamma": 1.0, "beta1": 1.0, "beta2": 1.0, "eps": 0.0},
     }
     for knob, value in wrong.get(name, {}).items():
         with pytest.raises(ValueError, match=rf"\b{knob}\b"):

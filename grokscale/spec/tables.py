@@ -110,6 +110,16 @@ def _percent(value: Any) -> Any:
     return value
 
 
+def _bytes(value: Any) -> Any:
+    """ "8GB" as 8e9, "512MiB" as 512 x 2^20."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|[kMGT]i?B)", value)
+        if found is None:
+            raise complaint(f'must be an amount of memory such as "8GB" or "512MiB", got {shown(value)}')
+        return float(found[1]) * (1024 if "i" in found[2] else 1000) ** "BkMGT".index(found[2][0])
+    return value
+
+
 Int = Annotated[int, BeforeValidator(_integral), Field(strict=True)]
 Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
@@ -295,11 +305,13 @@ class Grid(Table):
     axes: key -> list of values; with `points` also key -> range {low, high, log, int}.
     points: so many points of a Sobol sequence in place of the full product.
     arms: labels of the arms that are multiplied; left out, all but the baseline.
+    expanded: the points stand among the arms already, as in what the store keeps.
     """
 
     axes: Axes = Field(min_length=1, description="a table [grid.axes] with a list of values per key")
     points: Annotated[Int, Field(ge=1, le=4096)] | None = None
     arms: Names = ()
+    expanded: bool = False
 
     @model_validator(mode="after")
     def _invariants(self) -> Grid:
@@ -358,12 +370,16 @@ class Limits(Table):
 
 
 class Resources(Table):
-    """[resources] of one trial: CPUs (threads), GPUs, lanes of a pack at most, devices to share the lanes."""
+    """[resources] of one trial: CPUs (threads), GPUs, lanes of a pack at most, devices to share the lanes.
+
+    memory: what its methods may remember, "8GB"; None is what the machine has.
+    """
 
     cpus: Annotated[Int, Field(ge=1)] = 1
     gpus: Annotated[Float, Field(ge=0)] = 0.0
     lanes: Annotated[Int, Field(ge=2)] = 32
     devices: Annotated[Int, Field(ge=1)] = 1
+    memory: Annotated[Float, BeforeValidator(_bytes), Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _power(self) -> Resources:

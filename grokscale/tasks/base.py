@@ -77,6 +77,30 @@ def cross_entropy(out: Tensor, y: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(out, y)
 
 
+def stablemax_cross_entropy(out: Tensor, y: Tensor) -> Tensor:
+    """Mean of -log p_y with p_i = s(x_i) / sum_j s(x_j), s(x) = x + 1 for x >= 0 and 1 / (1 - x) below.
+
+    out: logits x, (B, C).  y: classes, (B,).  Computed in float64, returned in the dtype of `out`. s grows linearly
+    where exp overflows into rounding, so that a fitted net's gradient does not vanish by lack of digits.
+    Source: StableMax, arXiv 2501.04697.
+    """
+    x = out.double()
+    log_s = torch.where(x >= 0, torch.log1p(x.clamp(min=0)), -torch.log1p(-x.clamp(max=0)))
+    picked = log_s.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+    return (log_s.logsumexp(-1) - picked).mean().to(out.dtype)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": cross_entropy, "stablemax": stablemax_cross_entropy}  # fmt: skip
+
+
+def class_loss(loss: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of a classification task by its option. Raises ValueError for another name."""
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+    return LOSSES[loss]
+
+
 def top1(out: Tensor, y: Tensor) -> Tensor:
     """(B,) bool: the largest logit is the class."""
     return out.argmax(-1) == y
