@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from grokscale.errors import GrokscaleError, InputError
+from grokscale.errors import GrokscaleError, InputError, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +55,8 @@ app = typer.Typer(
 )
 track_app = typer.Typer(help="MLflow, the mirror of the store.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(track_app, name="track")
+data_app = typer.Typer(help="Files that some tasks read.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
 
 
 class Format(enum.StrEnum):
@@ -96,6 +98,10 @@ StorePath = Annotated[
     str | None,
     _option("--store", metavar="PATH", envvar="GROKSCALE_STORE", help="Folder, s3:// or gs://; default runs."),
 ]
+Data = Annotated[
+    Path | None,
+    _option("--data", metavar="DIR", envvar="GROKSCALE_DATA", help="Data files; default ~/.cache/grokscale."),
+]
 Overrides = Annotated[
     list[str] | None,
     _option("--set", metavar="a.b=c", help="Override: search.trials=8, arm.LABEL.set.KNOB=1. Repeatable."),
@@ -129,12 +135,14 @@ def sweep(
     file: File,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say the cost; write nothing.")] = False,
     set_: Overrides = None,
+    data: Data = None,
     store: StorePath = None,
 ) -> None:
     """Answer the question of a file; again = resume.
 
     Search, race, confirm on fresh seeds, compare. The same command again goes on where it stopped.
     """
+    _use(data)
     if dry_run:
         _say(f"{file}: measuring a few steps")
         entries, resolved = _resolve(file, set_)
@@ -187,9 +195,11 @@ def run(
         Path | None, _option(metavar="FILE", help="Train one seed, then save what the method learned (an amplifier).")
     ] = None,
     set_: Overrides = None,
+    data: Data = None,
     store: StorePath = None,
 ) -> None:
     """Train one configuration in this process, without Ray."""
+    _use(data)
     _say(f"{file}: starting")
     given = _seeds(seed_list)
     if metrics is not None:
@@ -378,6 +388,34 @@ def track_sync(
     typer.echo(f"{sweep_id}: in step")
 
 
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A task that reads files.", show_default=False)],
+    base: Annotated[
+        str | None, _option("--from", metavar="URL", envvar="GROKSCALE_DATA_URL", help="Holds NAME/FILE.")
+    ] = None,
+    data: Data = None,
+    plugin: Plugins = None,
+) -> None:
+    """Download a task's files, checked; again = what is missing."""
+    _use(data)
+    from grokscale.fetch import fetch
+
+    sets = {task.name: task.dataset for task in _registry(plugin or ()).tasks.values() if task.dataset}
+    if name not in sets:
+        raise InputError(f"no task {name!r} reads files; {suggest(name, sets)}")
+    fetch(sets[name], base, typer.echo)
+
+
+@data_app.command("list")
+def data_list(data: Data = None, plugin: Plugins = None) -> None:
+    """Say which files are there and right."""
+    _use(data)
+    from grokscale import catalogue
+
+    typer.echo(catalogue.data(_registry(plugin or ())), nl=False)
+
+
 # ---------------------------------------------------------------------------------------------- shared
 
 
@@ -398,6 +436,12 @@ def _print_results(store: Store, sweep_id: str) -> None:
     from grokscale.report import results_text
 
     typer.echo(results_text(store, sweep_id), nl=False)
+
+
+def _use(folder: Path | None) -> None:
+    from grokscale import data
+
+    data.use(folder)
 
 
 def _open(path: str | None) -> Store:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
+    from grokscale.data import Dataset
+
 
 @dataclass(frozen=True)
 class Method:
@@ -61,6 +63,7 @@ class TaskEntry:
     model: preset of the [model] table, "name" among the keys.
     optimiser: preset of the [optimiser] table, "name" among the keys.
     data: options -> hash of the files read, for a task that reads files.
+    dataset: those files, for `grokscale data`.
     """
 
     name: str
@@ -74,6 +77,7 @@ class TaskEntry:
     model: Mapping[str, Any] = field(default_factory=dict)
     optimiser: Mapping[str, Any] = field(default_factory=dict)
     data: Callable[..., str] | None = None
+    dataset: Dataset | None = None
 
 
 @dataclass(frozen=True)
