@@ -37,8 +37,9 @@ def path(method: str, form: str) -> Path:
 
 def record(method: str, form: str) -> dict[str, Any]:
     """{"step": [...], seed: {metric: [...]}} of a run of 200 steps that nothing ends early."""
+    chain = [{"name": method, **KNOBS.get(method, USUAL.get(method, {}))}]
     spec = trial(
-        form, [{"name": method, **KNOBS.get(method, USUAL.get(method, {}))}], precision="fp64", threshold=1.1, every={"every": 0.02, "min": 25, "examples": 1024}
+        form, chain, precision="fp64", threshold=1.1, every={"every": 0.02, "min": 25, "examples": 1024}
     )  # fmt: skip
     *_, end = train(spec, SEEDS, horizon=STEPS, registry=REGISTRY)
     curves = end.curves()
