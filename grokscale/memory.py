@@ -10,11 +10,12 @@ from typing import Any
 
 from grokscale.entries import Registry
 from grokscale.errors import InputError
-from grokscale.report.words import number, plain
-from grokscale.spec import Resolved, TrialSpec
+from grokscale.report.words import count, number, plain
+from grokscale.spec import Resolved, TrialSpec, canonical_json
 from grokscale.spec.settings import ends
 from grokscale.train import lanes_for
 
+LINES = 6  # arms that are shown
 ITEMSIZE = {"fp32": 4, "fp64": 8}
 
 
@@ -43,13 +44,20 @@ class Need:
                 f"bytes x {self.lanes} lanes = {size(self.bytes)}")
 
 
-def needs(spec: TrialSpec, replicas: int, registry: Registry) -> list[Need]:
-    """What the methods of a trial remember in a pack of `replicas`, for those that say so."""
+def needs(spec: TrialSpec, replicas: int, registry: Registry, built: dict[str, Any] | None = None) -> list[Need]:
+    """What the methods of a trial remember in a pack of `replicas`, for those that say so.
+
+    built: models by what they were built from, for callers that ask for many trials of one model.
+    """
     entries = [(part, registry.methods[part["name"]]) for part in spec.method]
     if not any(entry.memory for _, entry in entries):
         return []
-    task = registry.tasks[spec.task["name"]].factory(**_options(spec.task))
-    model = registry.models[spec.model["name"]].build(task, **_options(spec.model))
+    built = {} if built is None else built
+    key = canonical_json([spec.task, spec.model])
+    if key not in built:
+        task = registry.tasks[spec.task["name"]].factory(**_options(spec.task))
+        built[key] = registry.models[spec.model["name"]].build(task, **_options(spec.model))
+    model = built[key]
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     params = sum(p.numel() for p in model.parameters())
     itemsize = ITEMSIZE[spec.precision]
@@ -72,16 +80,19 @@ def largest(resolved: Resolved, registry: Registry) -> dict[str, list[Need]]:
     seeds = [x.confirm.seeds, *((x.search.seeds, x.race.seeds) if x.search.trials else ())]
     replicas = min(x.resources.lanes, max(1, *seeds))
     found: dict[str, list[Need]] = {}
+    built: dict[str, Any] = {}
     for arm in resolved.arms:
         points = [{}] + [{knob: end} for knob, range_ in arm.space.items() for end in ends(range_)]
-        tried = [needs(resolved.trial(arm.name, point), replicas, registry) for point in points]
+        tried = [needs(resolved.trial(arm.name, point), replicas, registry, built) for point in points]
         found[arm.name] = max(tried, key=sum_of)
     return {arm: one for arm, one in found.items() if one}
 
 
 def shown(found: Mapping[str, Sequence[Need]]) -> list[str]:
-    """A line per arm and method."""
-    return [f"{arm}: {need}" if arm != need.method else str(need) for arm, one in found.items() for need in one]
+    """A line per arm and method; of many arms, as a grid has them, those that need most."""
+    order = sorted(found, key=lambda arm: -sum_of(found[arm])) if len(found) > LINES else list(found)
+    lines = [f"{arm}: {need}" if arm != need.method else str(need) for arm in order[:LINES] for need in found[arm]]
+    return [*lines, f"{count(len(order) - LINES, 'arm')} more, with less"] if len(order) > LINES else lines
 
 
 def refuse(resolved: Resolved, found: Mapping[str, Sequence[Need]]) -> None:
@@ -114,12 +125,12 @@ def machine() -> float | None:
         return None
 
 
-def size(count: float) -> str:
+def size(amount: float) -> str:
     """1.5GB: three digits, decimal units."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= 0.9995 * factor:
-            return f"{count / factor:.3g}{unit}"
-    return f"{count:.0f}B"
+        if amount >= 0.9995 * factor:
+            return f"{amount / factor:.3g}{unit}"
+    return f"{amount:.0f}B"
 
 
 def _options(table: Mapping[str, Any]) -> dict[str, Any]:

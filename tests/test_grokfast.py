@@ -252,6 +252,15 @@ def test_memory_is_shown_before_a_run_and_refused_above_the_limit(
     assert [path.name for path in tmp_path.iterdir()] == ["window.toml"]
 
 
+def test_of_a_grid_the_arms_that_need_most_are_shown() -> None:
+    tables = {**tomllib.loads(FILE), "grid": {"axes": {"window": [2, 4, 8, 16, 32, 64, 128, 256]}}}
+    resolved = parse(tables).resolve(REGISTRY)
+    lines = memory.shown(memory.largest(resolved, REGISTRY))
+    copies = [line.partition("remembers ")[2].split()[0] for line in lines[:-1]]
+    assert copies == ["257", "129", "65", "33", "17", "9"]
+    assert lines[-1] == "2 arms more, with less"
+
+
 @pytest.mark.parametrize(("text", "count"), [("8GB", 8e9), ("512 MiB", 2**29), ("1.5kB", 1500), ("100B", 100)])
 def test_an_amount_of_memory(text: str, count: float) -> None:
     experiment = parse({**tomllib.loads(FILE), "resources": {"memory": text}})
