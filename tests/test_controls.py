@@ -153,7 +153,7 @@ def data_of(spec: Any, seed: int, registry: Registry = REGISTRY) -> tuple[Tensor
     """X (60, 3), y (60,), first weights (3,) of a seed."""
     program = Program(spec, registry, "cpu")
     splits, _ = program.splits(seed)
-    start, _ = program.start(seed)
+    start, *_ = program.start(seed)
     return splits.train.x.double(), splits.train.y.double(), start["w"].flatten()
 
 
