@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from grokscale.data import examine, expected
 from grokscale.entries import Registry
 from grokscale.report.words import WIDTH, plain
 
@@ -46,6 +47,20 @@ def metrics(registry: Registry) -> str:
         rows = [f"{column}: {what}" for column, what in entry.columns.items()]
         name = ":".join([entry.name, *["METHOD"] * entry.methods])
         blocks.append(_block(name, f"cost: {entry.cost}", entry.source, rows))
+    return "\n\n".join(blocks) + "\n"
+
+
+def data(registry: Registry) -> str:
+    """Every dataset with its source and the state of its files."""
+    blocks = []
+    for entry in registry.tasks.values():
+        if (dataset := entry.dataset) is None:
+            continue
+        lines = [_block(dataset.name, dataset.source, dataset.url, [])]
+        lines += [f"    {found.path}: {found.problem or 'is right'}" for found in examine(dataset)]  # paths stay whole
+        if not expected(dataset)[1]:
+            lines.append("    these are your own files, not the published ones: results compare with no paper's")
+        blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from grokscale.errors import GrokscaleError, InputError
+from grokscale.errors import GrokscaleError, InputError, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +55,8 @@ app = typer.Typer(
 )
 track_app = typer.Typer(help="MLflow, the mirror of the store.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(track_app, name="track")
+data_app = typer.Typer(help="Files that some tasks read.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
 
 
 class Format(enum.StrEnum):
@@ -96,6 +98,10 @@ StorePath = Annotated[
     str | None,
     _option("--store", metavar="PATH", envvar="GROKSCALE_STORE", help="Folder, s3:// or gs://; default runs."),
 ]
+Data = Annotated[
+    Path | None,
+    _option("--data", metavar="DIR", envvar="GROKSCALE_DATA", help="Data files; default ~/.cache/grokscale."),
+]
 Overrides = Annotated[
     list[str] | None,
     _option("--set", metavar="a.b=c", help="Override: search.trials=8, arm.LABEL.set.KNOB=1. Repeatable."),
@@ -129,12 +135,14 @@ def sweep(
     file: File,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say the cost; write nothing.")] = False,
     set_: Overrides = None,
+    data: Data = None,
     store: StorePath = None,
 ) -> None:
     """Answer the question of a file; again = resume.
 
     Search, race, confirm on fresh seeds, compare. The same command again goes on where it stopped.
     """
+    _use(data)
     if dry_run:
         _say(f"{file}: measuring a few steps")
         entries, resolved = _resolve(file, set_)
@@ -183,10 +191,15 @@ def run(
     ] = None,
     timing: Annotated[bool, typer.Option("--timing", help="Then time one replica alone.")] = False,
     no_store: Annotated[bool, typer.Option("--no-store", help="Train everything, keep nothing.")] = False,
+    save_learned: Annotated[
+        Path | None, _option(metavar="FILE", help="Train one seed, then save what the method learned (an amplifier).")
+    ] = None,
     set_: Overrides = None,
+    data: Data = None,
     store: StorePath = None,
 ) -> None:
     """Train one configuration in this process, without Ray."""
+    _use(data)
     _say(f"{file}: starting")
     given = _seeds(seed_list)
     if metrics is not None:
@@ -194,6 +207,7 @@ def run(
         set_ = [*(set_ or ()), f"metrics.names=[{names}]"]
     entries, resolved = _resolve(file, set_)
     from grokscale import memory, solo
+    from grokscale.entries import content_digest
     from grokscale.parts import timing_row
     from grokscale.spec import seed_for
 
@@ -201,6 +215,11 @@ def run(
     spec, resources = resolved.trial(label), resolved.experiment.resources
     opened = None if no_store else _open(store or resolved.experiment.store)
     chosen = given or [seed_for("run", k) for k in range(seeds)]
+    if save_learned is not None and not solo.learns(spec, entries):
+        raise InputError(f"--save-learned: arm {label} learns nothing that could be saved")
+    if save_learned is not None and len(chosen) != 1:
+        raise InputError(f"--save-learned: is what one seed learned, and {len(chosen)} are asked for: name one seed")
+    learned: list[bytes] = []
     _say(f"{label}: trial {spec.trial_id}, {len(chosen)} seeds, horizon {resolved.horizon:,} steps")
     found = memory.needs(spec, min(len(chosen), resources.lanes), entries)
     _remembered(resolved, {label: found} if found else {})
@@ -215,6 +234,7 @@ def run(
         store=opened,
         metrics=resolved.experiment.metrics.names,
         say=_say,
+        at_end=None if save_learned is None else lambda end: learned.append(end.learned(chosen[0])),
     )
     typer.echo(solo.table(spec, rows, resolved.horizon, solo.epoch_steps(spec, entries)), nl=False)
     if timing:
@@ -222,6 +242,9 @@ def run(
         if opened is not None:
             opened.append("timings", [row])
         typer.echo("\n" + solo.timing_line(row), nl=False)
+    if save_learned is not None:
+        _write(save_learned, learned[0])
+        typer.echo(f"\nlearned: {save_learned}@{content_digest(learned[0])}")
 
 
 @app.command()
@@ -365,6 +388,34 @@ def track_sync(
     typer.echo(f"{sweep_id}: in step")
 
 
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A task that reads files.", show_default=False)],
+    base: Annotated[
+        str | None, _option("--from", metavar="URL", envvar="GROKSCALE_DATA_URL", help="Holds NAME/FILE.")
+    ] = None,
+    data: Data = None,
+    plugin: Plugins = None,
+) -> None:
+    """Download a task's files, checked; again = what is missing."""
+    _use(data)
+    from grokscale.fetch import fetch
+
+    sets = {task.name: task.dataset for task in _registry(plugin or ()).tasks.values() if task.dataset}
+    if name not in sets:
+        raise InputError(f"no task {name!r} reads files; {suggest(name, sets)}")
+    fetch(sets[name], base, typer.echo)
+
+
+@data_app.command("list")
+def data_list(data: Data = None, plugin: Plugins = None) -> None:
+    """Say which files are there and right."""
+    _use(data)
+    from grokscale import catalogue
+
+    typer.echo(catalogue.data(_registry(plugin or ())), nl=False)
+
+
 # ---------------------------------------------------------------------------------------------- shared
 
 
@@ -385,6 +436,12 @@ def _print_results(store: Store, sweep_id: str) -> None:
     from grokscale.report import results_text
 
     typer.echo(results_text(store, sweep_id), nl=False)
+
+
+def _use(folder: Path | None) -> None:
+    from grokscale import data
+
+    data.use(folder)
 
 
 def _open(path: str | None) -> Store:

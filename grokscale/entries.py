@@ -7,12 +7,15 @@ beside the key.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
+
+    from grokscale.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class TaskEntry:
     model: preset of the [model] table, "name" among the keys.
     optimiser: preset of the [optimiser] table, "name" among the keys.
     data: options -> hash of the files read, for a task that reads files.
+    dataset: those files, for `grokscale data`.
     """
 
     name: str
@@ -73,6 +77,7 @@ class TaskEntry:
     model: Mapping[str, Any] = field(default_factory=dict)
     optimiser: Mapping[str, Any] = field(default_factory=dict)
     data: Callable[..., str] | None = None
+    dataset: Dataset | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,11 @@ class ModelEntry:
     build: Callable[..., Any]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     version: int = 1
+
+
+def content_digest(content: bytes) -> str:
+    """What stands for a file's content in a knob, and so in a trial's identity: 12 hex digits of its sha256."""
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

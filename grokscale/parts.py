@@ -6,6 +6,7 @@ import functools
 import platform
 import subprocess
 import uuid
+from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +18,7 @@ import torch
 
 from grokscale.entries import Registry
 from grokscale.outcomes import Outcome
-from grokscale.signatures import signatures
+from grokscale.signatures import Measures, signatures
 from grokscale.spec import TrialSpec
 from grokscale.spec.trial import canonical_json
 from grokscale.store import Store
@@ -41,28 +42,33 @@ def write_part(store: Store, spec: TrialSpec, evaluation: Evaluation, *, device:
         store.append("measures", {"trial_id": [spec.trial_id] * every, "attempt": [attempt] * every, **seen})
     about = provenance(spec, device)
     about |= {"attempt": attempt, "wall_s": wall_s, "at": datetime.now(UTC)}
-    rows = [{**about, **row, "signatures": labels(row, curves, seen)} for row in evaluation.replicas()]
+    taken = _by_seed(seen)
+    rows = [{**about, **row, "signatures": labels(row, curves, taken[row["seed"]])} for row in evaluation.replicas()]
     store.append("replicas", rows)
     return rows
 
 
-def labels(row: Mapping[str, Any], curves: Mapping[str, Any], measures: Mapping[str, Any]) -> str:
+def labels(row: Mapping[str, Any], curves: Mapping[str, Any], measures: Measures) -> str:
     """The failure signatures of a replica (methods.md 5.5), as a comma list.
 
-    curves, measures: the engine's columns, of all seeds.
+    curves: the engine's columns, of all seeds.  measures: the replica's.
     """
     mine = curves["seed"] == row["seed"]
-    taken: dict[str, tuple[list[int], list[float]]] = {}
-    for seed, step, name, value in zip(
-            *(measures[column] for column in ("seed", "step", "measure", "value")), strict=True):
-        if seed == row["seed"] and value is not None:
-            steps, values = taken.setdefault(name, ([], []))
+    outcome = Outcome(*(row[name] for name in Outcome._fields))
+    return ",".join(signatures({name: column[mine] for name, column in curves.items()}, outcome, measures))
+
+
+def _by_seed(columns: Mapping[str, Any]) -> Mapping[int, Measures]:
+    """The measures that are numbers, by replica."""
+    lists: dict[int, dict[str, tuple[list[int], list[float]]]] = defaultdict(lambda: defaultdict(lambda: ([], [])))
+    for seed, step, name, value in zip(*(columns[c] for c in ("seed", "step", "measure", "value")), strict=True):
+        if value is not None:
+            steps, values = lists[seed][name]
             steps.append(step)
             values.append(value)
-    curve = {name: column[mine] for name, column in curves.items()}
-    outcome = Outcome(*(row[name] for name in Outcome._fields))
-    found = signatures(curve, outcome, {name: (np.array(s), np.array(v)) for name, (s, v) in taken.items()})
-    return ",".join(found)
+    found = {
+        seed: {name: (np.array(s), np.array(v)) for name, (s, v) in mine.items()} for seed, mine in lists.items()}
+    return defaultdict(dict, found)
 
 
 def timing_row(

@@ -34,15 +34,17 @@ def run(
     store: Store | None = None,
     metrics: Sequence[str] = (),
     say: Callable[[str], None] = lambda line: None,
+    at_end: Callable[[Evaluation], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Train the replicas `seeds` of a trial here and now; their rows, in the order of the seeds.
 
     store: where finished packs are appended, as a sweep's worker does it; replicas that it holds already are
     taken from there. None: everything is trained and nothing kept.  metrics: measures to take.
     say: told a line about once a second.
+    at_end: given the last evaluation of every pack; everything is trained then, whatever the store holds.
     """
     torch.set_num_threads(threads)
-    known = store.answered([spec.trial_id]) if store is not None else {}
+    known = store.answered([spec.trial_id]) if store is not None and at_end is None else {}
     held = {s: row for s in seeds if (row := known.get((spec.trial_id, s)))}
     rows = {seed: row for seed, row in held.items() if answers(row, horizon, until, metrics)}
     if rows:
@@ -55,6 +57,8 @@ def run(
         for evaluation in told(run, say):
             if not evaluation.done:
                 continue
+            if at_end is not None:
+                at_end(evaluation)
             if store is None:
                 rows |= {row["seed"]: row for row in evaluation.replicas()}
             else:
@@ -93,6 +97,11 @@ def line(evaluation: Evaluation, rate: float | None) -> str:
     finished = f"finished {int(evaluation.finished.sum())}/{len(evaluation.seeds)}"
     speed = "" if rate is None else f"  {rate:,.0f} steps/s"
     return f"step {evaluation.step:>9,}  {accuracies}  {finished}{speed}"
+
+
+def learns(spec: TrialSpec, registry: Registry) -> bool:
+    """Is there something that `Evaluation.learned` can give?"""
+    return Program(spec, registry, "cpu").transform.learned is not None
 
 
 def epoch_steps(spec: TrialSpec, registry: Registry) -> int:

@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from grokscale import answers, search
+from grokscale import answers, data, search
 from grokscale.control import Stop, SweepInterrupted, locked, logged
 from grokscale.desk import ArmProgress, Failure, Ledger, PhaseDesk, Phases, Progress
 from grokscale.errors import GrokscaleError
@@ -170,7 +170,7 @@ class _Sweep:
         resources = self.experiment.resources
         worker = {
             "root": self.store.root, "lanes": resources.lanes, "threads": resources.cpus,
-            "device": "cuda" if resources.gpus else "cpu",
+            "device": "cuda" if resources.gpus else "cpu", "data": str(data.folder()),
             "metrics": self.experiment.metrics.during(plan.phase),
         }  # fmt: skip
         log.info("phase %s: %s", plan.phase, dict(plan.sizes))

@@ -68,6 +68,7 @@ class Transform(NamedTuple):
     # (state, gradient that entered the chain) -> 0-d tensors worth recording, such as p_entropy and p_max of an
     # amplifier's p; only called where they are measured, after the step's update
     diagnostics: Callable[[State, Params], dict[str, Tensor]] | None = None
+    learned: Callable[[State], bytes] | None = None  # what the transform learned, as a file that it can start from
 
 
 def stateless(update: Callable[..., Params]) -> Transform:
@@ -84,13 +85,14 @@ def chain(*transforms: Transform) -> Transform:
     needs, noise and outer are joined (noise names get the position as prefix); the `after` functions run in the
     order of the chain, each with its own period; the chain is active while any member with a switch is; the
     examples that the members take gradients of add up; where several members have diagnostics, theirs get the
-    position as prefix.
+    position as prefix; what is learned is the last member's that learns.
     """
     noisy = [(i, t.noise) for i, t in enumerate(transforms) if t.noise is not None]
     afters = [t.period for t in transforms if t.after is not None]
     switches = [(i, t.active) for i, t in enumerate(transforms) if t.active is not None]
     oracles = [t.oracle for t in transforms if t.oracle is not None]
     telling = [(i, t.diagnostics) for i, t in enumerate(transforms) if t.diagnostics is not None]
+    learners = [(i, t.learned) for i, t in enumerate(transforms) if t.learned is not None]
 
     def extras(i: int, t: Transform, extra: dict[str, Any]) -> dict[str, Any]:
         mine = {k: v for k, v in extra.items() if k in t.needs and k != "noise"}
@@ -137,6 +139,7 @@ def chain(*transforms: Transform) -> Transform:
         active=active if switches else None,
         oracle=(lambda batch, outer: sum(o(batch, outer) for o in oracles)) if oracles else None,
         diagnostics=diagnostics if telling else None,
+        learned=(lambda state: learners[-1][1](state[learners[-1][0]])) if learners else None,
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from ray import tune
 
-from grokscale import registry, stats
+from grokscale import data, registry, stats
 from grokscale.outcomes import Again, again, answers
 from grokscale.parts import timing_row, write_part
 from grokscale.spec import Resolved, TrialSpec, canonical_json, parse, seed_for
@@ -171,7 +171,7 @@ class Work:
 
 
 class SweepTrainable(tune.Trainable):
-    """One trial of a sweep. config: root, lanes, threads, device, job; the process is reused from trial to
+    """One trial of a sweep. config: root, lanes, threads, device, data, job; the process is reused from trial to
     trial.
     """
 
@@ -190,6 +190,7 @@ class SweepTrainable(tune.Trainable):
         if self._work is None or self._steps is None:
             # Begun here and not in setup: what fails here is retried and reported as the trial's own error.
             torch.set_num_threads(int(self.config["threads"]))
+            data.use(self.config["data"])  # where the driver found it: the environment need not be this process's
             if self._store is None or self._store.root != self.config["root"]:
                 self._store = Store(self.config["root"])
             self._work = Work(self._store, self.config)
@@ -208,8 +209,9 @@ class SweepTrainable(tune.Trainable):
         self._work = self._steps = None
 
 
-def time_trial(spec_json: str, threads: int, device: str) -> dict[str, Any]:
-    """A row of `timings` of a trial, on whatever runs this."""
+def time_trial(spec_json: str, threads: int, device: str, folder: str) -> dict[str, Any]:
+    """A row of `timings` of a trial, on whatever runs this. folder: where data files are."""
+    data.use(folder)
     return timing_row(TrialSpec.from_json(spec_json), threads=threads, device=device)
 
 
@@ -226,6 +228,7 @@ class MethodTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         settings = dict(self._settings)
+        data.use(settings["data"])
         count, horizon = settings["seeds"], settings["horizon"]
         resolved = _resolve(settings, {knob: value for knob, value in config.items() if knob != "seed"})
         self._spec, self._horizon = resolved.trial("arm"), horizon or resolved.horizon
@@ -313,6 +316,7 @@ def trainable(
         "plugins": list(plugins),
         "eval": fixed.pop("eval", None),
         "fixed": fixed,
+        "data": str(data.folder()),
     }
     _resolve(settings, {})
     name = "".join(part.title() for part in "-".join(methods).split("-")) + "Trainable"
@@ -321,7 +325,7 @@ def trainable(
 
 def _resolve(settings: Mapping[str, Any], varied: Mapping[str, Any]) -> Resolved:
     arm = {"name": "arm", "method": settings["methods"], "search": [], "set": {**settings["fixed"], **varied}}
-    data = {
+    experiment = {
         "name": "trainable",
         "baseline": "arm",
         "plugin": settings["plugins"],
@@ -329,5 +333,5 @@ def _resolve(settings: Mapping[str, Any], varied: Mapping[str, Any]) -> Resolved
         "arm": [arm],
     }
     if settings["eval"] is not None:
-        data["eval"] = settings["eval"]
-    return parse(data, source="trainable").resolve(registry.load(settings["plugins"]))
+        experiment["eval"] = settings["eval"]
+    return parse(experiment, source="trainable").resolve(registry.load(settings["plugins"]))

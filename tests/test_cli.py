@@ -276,6 +276,24 @@ def test_run_without_a_store_keeps_nothing(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["tiny.toml"]
 
 
+def test_run_saves_what_was_learned_and_another_arm_starts_from_it(folder: Path) -> None:
+    Path("tiny.toml").write_text(TINY.replace('"egd-colnorm"', '"neuralgrok"'))
+    small = ("run", "tiny.toml", "--set", "horizon=60", "--arm", "neuralgrok", "--store", "kept")
+    call(*small, "--save-learned", "deep/add.pt")
+    said = call(*small, "--save-learned", "deep/add.pt").stdout  # trained again: the store holds no amplifiers
+    knob = said.splitlines()[-1].removeprefix("learned: ")
+    assert re.fullmatch(r"deep/add\.pt@[0-9a-f]{12}", knob)
+    frozen = call(*small, "--set", f'arm.neuralgrok.set.amplifier="{knob}"')
+    assert f"amplifier {knob}" in frozen.stdout
+    other = knob[:-12] + "0" * 12
+    refused = call(*small, "--set", f'arm.neuralgrok.set.amplifier="{other}"', code=2)
+    assert f"give '{knob}'" in refused.stderr
+    more = call(*small, "--seeds", "2", "--save-learned", "add.pt", code=2)
+    assert "name one seed" in more.stderr
+    nothing = call("run", "tiny.toml", "--save-learned", "add.pt", code=2)
+    assert "arm none learns nothing" in nothing.stderr
+
+
 def test_run_finds_a_plugin_beside_the_experiment(folder: Path) -> None:
     Path("my_method.py").write_text(
         "from grokscale.entries import Method\nfrom grokscale.methods import METHODS\n"

@@ -28,7 +28,7 @@ from tests.trials import FORMS, GROKS, KNOBS, PLUGIN, REGISTRY, trial
 METHODS = sorted(
     name for name, m in REGISTRY.methods.items() if m.factory.__module__.startswith(("grokscale.methods.", PLUGIN))
 )
-EXTRAS = {"val_accuracy", "inner_grad", "outer_loss", "noise", "roles"}
+EXTRAS = {"val_accuracy", "inner_grad", "outer_loss", "noise", "roles", "lr"}
 ROLES = {
     "table": Role("hidden", 1),
     "linear": Role("hidden", 0),
@@ -66,6 +66,7 @@ def extras(transform: Transform, params: Params, step: int) -> dict[str, Any]:
             k: torch.randn(s, generator=source).to(next(iter(params.values())).dtype) for k, s in shapes.items()
         },
         "roles": ROLES,
+        "lr": 0.05,
     }
 
 
@@ -169,6 +170,9 @@ def test_numbers_outside_their_range_are_refused_with_the_knobs_name(name: str) 
         "ademamix": {"alpha": -1.0, "beta1": 1.0, "beta2": 1.0, "beta3": 1.0, "eps": 0.0, "alpha_warmup": -1,
                      "beta3_warmup": -1},
         "grokadamw": {"alpha": 1.0, "kappa": -1.0, "lam": -1.0, "gamma": 1.0, "beta1": 1.0, "beta2": 1.0, "eps": 0.0},
+        "neuralgrok": {"c": 0.0, "kind": "cnn", "width": 0, "depth": 0, "hidden": "64,", "q": -1.0, "period": 0,
+                       "rate": -1.0, "meta_wd": -1.0, "outer": 0.0, "inner_clip": -1.0, "scope": "layer",
+                       "lookahead_from": "now", "amplifier": "nowhere.pt@0123456789ab"},
     }
     for knob, value in wrong.get(name, {}).items():
         with pytest.raises(ValueError, match=rf"\b{knob}\b"):
@@ -251,6 +255,8 @@ def test_a_hyperparameter_may_be_a_tensor(name: str) -> None:
     numbers = {k: v for k, v in REGISTRY.methods[name].defaults.items() if isinstance(v, float)}
     if name == "test-look-ahead":
         del numbers["share"]  # the share of a split is structure
+    if name == "neuralgrok":
+        del numbers["outer"]
     as_tensors = make(name, **{k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()})
     for a, b in zip(replay(make(name), 20), replay(as_tensors, 20), strict=True):
         for x, y in zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True):

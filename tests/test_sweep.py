@@ -223,6 +223,8 @@ def test_all_outcomes_occur(undisturbed: Ran) -> None:
         key: row for key, row in replicas_of(store).items() if row[-1] < horizon and row[0] in ("memorised", "unfitted")
     }
     assert part  # replicas that a cap cut short
+    labels = {(row["outcome"], label) for row in store.rows("replicas") for label in row["signatures"].split(",")}
+    assert ("diverged", "unstable") in labels and ("grokked", "never-generalises") not in labels
 
 
 def test_progress_is_told(undisturbed: Ran) -> None:

@@ -44,6 +44,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     "grokfast-ma": {"window": 12},
     "egd-rsvd": {"rank": 4},
     "egd-topk": {"rank": 3},
+    "neuralgrok": {"width": 16, "period": 2},
     "nap": {"every": 10},
     "ngd-toy": {"size": 6},
 }  # fmt: skip
@@ -81,8 +82,10 @@ def trial(
         f"model:{model['name']}": using.models[model["name"]].version,
         **{f"method:{m['name']}": using.methods[m["name"]].version for m in chain},
     }
+    entry = using.tasks[task["name"]]
+    options = {k: v for k, v in {**entry.defaults, **task}.items() if k != "name"}
     return TrialSpec(
-        task={**using.tasks[task["name"]].defaults, **task},
+        task={**entry.defaults, **task},
         model={**using.models[model["name"]].defaults, **model},
         method=tuple({**using.methods[m["name"]].defaults, **m} for m in chain),
         optimiser={**OPTIMISER, **tables["optimiser"], **(own and own | OWN_RATE), **(optimiser or {})},
@@ -91,6 +94,6 @@ def trial(
         eval=dict(every or {"every": 0.02, "min": 10, "examples": 1024}),
         monitor=monitor,
         validation=validation,
-        data="",
+        data=entry.data(**options) if entry.data is not None else "",
         versions={"engine": ENGINE_VERSION, **names, **{f"plugin:{k}": v for k, v in using.plugins.items()}},
     )

@@ -15,9 +15,12 @@ from grokscale.rng import generator
 class Inputs(NamedTuple):
     """What a model has to read.
 
-    kind: "vector" (B, size) numbers; "pair" (B, length) indices, one-hot of `size` in all; "tokens" (B, length) ids.
-    size: features, one-hot columns of all positions together, or vocabulary.
-    length: positions of a row (1 for a vector).  table: rows of a position table (tokens), the answer's included.
+    kind: "vector" (B, size) numbers; "pair" (B, length) indices, one-hot of `size` in all; "tokens" (B, length) ids;
+    "graph" (B, length, size + table x length): a row per node, its features, then for each kind of edge the nodes that
+    it is joined with; a row of zeros where there is no node.
+    size: features (of a node), one-hot columns of all positions together, or vocabulary.
+    length: positions of a row (1 for a vector); the most nodes of a graph.
+    table: rows of a position table (tokens), the answer's included; kinds of edges (graph).
     alphabet: (first id, how many) of the tokens that every position may hold; () where any may stand anywhere. A model
     may rely on it to compute once what many rows share.
     """
@@ -70,6 +73,12 @@ def split_table(x: Tensor, y: Tensor, n_train: int, seed: int, validation: float
     n_val = int(validation * len(rest))
     val, test = rest[:n_val], rest[n_val:]
     return Splits(Split(x[train], y[train]), Split(x[val], y[val]) if n_val else None, Split(x[test], y[test]))
+
+
+def squared_error(out: Tensor, y: Tensor) -> Tensor:
+    """Mean over rows and outputs of (out - onehot(y))^2, (B, C) outputs against classes (B,) (Omnigrok)."""
+    wanted = y.unsqueeze(-1) == torch.arange(out.shape[-1], device=out.device)
+    return ((out - wanted.to(out.dtype)) ** 2).mean()
 
 
 def cross_entropy(out: Tensor, y: Tensor) -> Tensor:

@@ -79,6 +79,11 @@ class Lanes:
         index = torch.tensor(list(lanes), device=self.program.device)
         return pytree.tree_map(lambda t: t.index_select(0, index), self.stacked)
 
+    def state(self, lane: int) -> Any:
+        """A copy of the transform's state of one lane."""
+        assert self.program.structure is not None
+        return pytree.tree_unflatten([leaf[0] for leaf in self.take([lane])["state"]], self.program.structure)[0]
+
     def step(self, step: int, look: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         """Train every lane by one step; the losses (L,), and what the probes say where they are asked: (L, ...)."""
         program, now = self.program, self.stacked

@@ -39,6 +39,10 @@ class Evaluation:
         """A copy of everything that the run goes on from: tensors and primitives. Valid until the next evaluation."""
         return self._pack.snapshot()
 
+    def learned(self, seed: int) -> bytes:
+        """What the transform of a replica learned, as a file; of one that has not ended before this evaluation."""
+        return self._pack.learned(seed)
+
     def replicas(self) -> list[dict[str, Any]]:
         """A row of the store's `replicas` per seed, without what only the caller knows (provenance)."""
         return self._pack.replicas()
@@ -243,6 +247,12 @@ class Pack:
         ]  # fmt: skip
         columns = zip(*rows, strict=True) if rows else [()] * 5
         return dict(zip(("seed", "step", "measure", "value", "vector"), map(list, columns), strict=True))
+
+    def learned(self, seed: int) -> bytes:
+        if self.program.transform.learned is None:
+            raise ValueError("the method learns nothing that could be saved")
+        state = self.lanes.state(self.lanes.seeds.index(seed))
+        return self.program.transform.learned(state)
 
     def snapshot(self) -> dict[str, Any]:
         alive = self._alive()

@@ -12,8 +12,10 @@ from torch.func import functional_call, grad, grad_and_value
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from grokscale import data
 from grokscale import metrics as metrics_
 from grokscale.entries import Registry
+from grokscale.errors import GrokscaleError
 from grokscale.metrics.base import Look, Probe, Step, Values
 from grokscale.models import Model, initial
 from grokscale.rng import generator
@@ -37,7 +39,13 @@ class Program:
     ) -> None:
         """methods: in place of the trial's.  metrics: names of measures to take."""
         self.spec, self.device, self.dtype = spec, torch.device(device), DTYPES[spec.precision]
-        self.task: Task = registry.tasks[spec.task["name"]].factory(**_options(spec.task))
+        entry, options = registry.tasks[spec.task["name"]], _options(spec.task)
+        if entry.data is not None and (found := entry.data(**options)) != spec.data:
+            raise GrokscaleError(
+                f"trial {spec.trial_id}: was specified on the data {spec.data!r}, here lies {found!r} in "
+                f"{data.folder()}; name the folder with --data DIR or {data.VARIABLE}, or specify the trial anew"
+            )
+        self.task: Task = entry.factory(**options)
         self.model: Model = registry.models[spec.model["name"]].build(self.task, **_options(spec.model))
         before, self.optimiser = optimiser(spec.optimiser)
         self.methods = [(registry.methods[m["name"]], _options(m)) for m in methods or spec.method]
@@ -55,7 +63,8 @@ class Program:
         """(the splits of a seed, the part of the training half held back for `outer_loss`; empty without one)."""
         splits = self.task.splits(seed, self.spec.validation)
         rows = torch.randperm(len(splits.train.y), generator=generator(seed, "outer"))
-        n = int(self.transform.outer * len(rows))
+        # A table so small that the share is no row gives one: an outer loss of nothing would teach nothing, silently.
+        n = max(1, int(self.transform.outer * len(rows))) if self.transform.outer else 0
         outer = Split(splits.train.x[rows[:n]], splits.train.y[rows[:n]])
         if n:
             kept = rows[n:].sort().values

@@ -26,7 +26,7 @@ GROKFAST = ("grokfast-ema", "grokfast-ma")
 EGD = ("egd", "egd-colnorm", "egd-rsvd", "egd-topk", "egd-power")
 CONTROLS = ("normgrad", "orthograd", "nap", "ngd-toy")
 RIVALS = ("muon", "shampoo", "ademamix", "grokadamw")
-METHODS = ("none", *GROKFAST, *EGD, *CONTROLS, *RIVALS)
+METHODS = ("none", *GROKFAST, *EGD, "neuralgrok", *CONTROLS, *RIVALS)
 CASES = [(method, form) for method in METHODS for form in sorted(FORMS)]
 # More leading directions than one are told apart by less than another CPU's rounding, sooner or later in 200 steps.
 KNOBS = {"egd-topk": {"rank": 1}}
@@ -40,9 +40,9 @@ def path(method: str, form: str) -> Path:
 
 def record(method: str, form: str) -> dict[str, Any]:
     """{"step": [...], seed: {metric: [...]}} of a run of 200 steps that nothing ends early."""
-    spec = trial(
-        form, [{"name": method, **KNOBS.get(method, USUAL.get(method, {}))}], precision="fp64", threshold=1.1, every={"every": 0.02, "min": 25, "examples": 1024}
-    )  # fmt: skip
+    knobs = KNOBS.get(method, USUAL.get(method, {}))
+    every = {"every": 0.02, "min": 25, "examples": 1024}
+    spec = trial(form, [{"name": method, **knobs}], precision="fp64", threshold=1.1, every=every)
     *_, end = train(spec, SEEDS, horizon=STEPS, registry=REGISTRY)
     curves = end.curves()
     first = curves["seed"] == SEEDS[0]
