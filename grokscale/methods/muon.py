@@ -15,6 +15,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from torch import Tensor
 
 from grokscale.entries import Method
+from grokscale.methods.spaces import Complement
 from grokscale.transform import AdamState, Params, Roles, Scalar, Transform, adam
 
 OWN_OPTIMISER = {"name": "sgd", "momentum": 0.0, "decay": "decoupled"}
@@ -27,7 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "beta": 0.95, "nesterov": True, "ns_steps": 5, "ns_dtype": "same", "scale": "original", "order": "before",
     "companion": 1.0, "beta1": 0.9, "beta2": 0.98, "eps": 1e-8}  # fmt: skip
 SPACE = {
-    "beta": FloatDistribution(0.5, 0.99),
+    "beta": Complement(0.5, 0.99),
     "companion": FloatDistribution(0.01, 10.0, log=True),
     "ns_steps": IntDistribution(1, 10),
     "scale": CategoricalDistribution(["original", "match-rms"]),

@@ -17,6 +17,7 @@ from torch import Tensor
 from grokscale.entries import Method
 from grokscale.methods.controls import scalars
 from grokscale.methods.muon import OWN_OPTIMISER
+from grokscale.methods.spaces import Complement
 from grokscale.transform import Params, Roles, Scalar, Transform
 
 ADEMAMIX_DEFAULTS: dict[str, Any] = {
@@ -24,14 +25,14 @@ ADEMAMIX_DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 ADEMAMIX_SPACE = {
     "alpha": FloatDistribution(0.5, 20.0, log=True),
-    "beta3": CategoricalDistribution([0.99, 0.999, 0.9999]),
+    "beta3": Complement(0.9, 0.99999),
     "beta2": CategoricalDistribution([0.95, 0.98, 0.999]),
 }
 GROKADAMW_DEFAULTS: dict[str, Any] = {
     "alpha": 0.98, "kappa": 0.1, "lam": 2.0, "gamma": 0.1, "rescale": True, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8,
 }  # fmt: skip
 GROKADAMW_SPACE = {
-    "alpha": FloatDistribution(0.8, 0.995),
+    "alpha": Complement(0.8, 0.995),
     "kappa": FloatDistribution(0.0, 5.0),
     "lam": FloatDistribution(0.1, 10.0, log=True),
     "gamma": FloatDistribution(0.0, 0.5),

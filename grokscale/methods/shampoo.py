@@ -13,6 +13,7 @@ from optuna.distributions import FloatDistribution
 from torch import Tensor
 
 from grokscale.entries import Method
+from grokscale.methods.spaces import Complement
 from grokscale.transform import Params, Roles, Scalar, Transform
 
 KINDS = ("hidden", "attention")
@@ -20,7 +21,7 @@ TINY = 1e-30  # keeps the root of a zero matrix finite
 
 DEFAULTS: dict[str, Any] = {"beta": 0.95, "eps": 1e-6, "every": 1}
 SPACE = {
-    "beta": FloatDistribution(0.0, 0.999),
+    "beta": Complement(0.0, 0.999),
     "eps": FloatDistribution(1e-9, 1e-2, log=True),
 }
 
