@@ -133,13 +133,14 @@ class _Sweep:
         return SweepResult(self.sweep_id, phases.trained, phases.reused, tau, tuple(self.failures))
 
     def _introduce(self) -> None:
-        """The sweep's own row, once."""
-        if not self.store.table("sweeps", sweep_id=self.sweep_id).num_rows:
-            x = self.experiment
-            row = {
-                "sweep_id": self.sweep_id, "name": x.name, "question": x.question, "baseline": x.baseline,
-                "horizon": self.resolved.horizon, "experiment_json": x.to_json(),
-            }  # fmt: skip
+        """The sweep's own row: written once, and again where what may change (trials, seeds, limits) has changed."""
+        x = self.experiment
+        row = {
+            "sweep_id": self.sweep_id, "name": x.name, "question": x.question, "baseline": x.baseline,
+            "horizon": self.resolved.horizon, "experiment_json": x.to_json(),
+        }  # fmt: skip
+        known = self.store.rows("sweeps", sweep_id=self.sweep_id)
+        if not known or any(known[0][name] != value for name, value in row.items()):
             self.store.append("sweeps", [{**row, "version": package_version()}])
 
     def _phases(self) -> Iterator[PhaseDesk]:

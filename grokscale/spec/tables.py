@@ -369,6 +369,12 @@ class Limits(Table):
     hours: Annotated[Float, Field(gt=0)] | None = None
 
 
+class Cluster(Table):
+    """[cluster]: where `submit` runs a sweep; no part of what is asked. --address and GROKSCALE_ADDRESS go before."""
+
+    address: str | None = None
+
+
 class Resources(Table):
     """[resources] of one trial: CPUs (threads), GPUs, lanes of a pack at most, devices to share the lanes.
 
@@ -419,6 +425,7 @@ class Experiment(Table):
     metrics: Metrics = Metrics()
     limits: Limits = Limits()
     resources: Resources = Resources()
+    cluster: Cluster = Cluster()
     store: Annotated[str, Field(min_length=1)] = "runs"
     tracking: Annotated[str, Field(min_length=1)] | None = None
 

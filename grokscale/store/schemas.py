@@ -101,7 +101,7 @@ RULES = {
     "trials": Rule(("sweep_id", "arm", "phase", "number", "seeds"), ("state", "-at")),
     "curves": Rule(("trial_id", "seed", "attempt", "step"), ()),
     "measures": Rule(("trial_id", "seed", "attempt", "step", "measure"), ()),
-    "sweeps": Rule(("sweep_id",), ("at",)),
+    "sweeps": Rule(("sweep_id",), ("-at",)),
     "plans": Rule(("sweep_id", "block"), ("at",)),
     "timings": Rule(("trial_id", "device", "threads"), ("-at",)),
     "importances": Rule(("sweep_id", "arm", "knob"), ("-at",)),
