@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from grokscale.entries import ModelEntry
-from grokscale.models import decoder, linear, mlp
+from grokscale.models import decoder, graph, linear, lstm, mlp
 from grokscale.models.base import Model, initial
 
-MODELS: dict[str, ModelEntry] = {m.name: m for m in (*mlp.MODELS, *decoder.MODELS, *linear.MODELS)}
+MODELS: dict[str, ModelEntry] = {
+    m.name: m for m in (*mlp.MODELS, *decoder.MODELS, *linear.MODELS, *lstm.MODELS, *graph.MODELS)
+}
 
 __all__ = ["MODELS", "Model", "initial"]

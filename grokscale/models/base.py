@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from grokscale.tasks.base import Task
 from grokscale.transform import Params, Role
 
 Built = TypeVar("Built", bound="Model")
@@ -63,3 +64,10 @@ def scaled(model: Built, scale: float) -> Built:
         raise ValueError(f"scale > 0 must hold, got scale={scale}")
     model.scale = scale
     return model
+
+
+def given(task: Task) -> str:
+    """What a task gives, and which model reads that."""
+    use = {"vector": "mlp or mlp2", "pair": "mlp2", "tokens": "the decoder or the lstm", "graph": "the graph"}
+    kind = task.inputs.kind
+    return f"{kind if kind == 'tokens' else f'a {kind}'}; use {use[kind]}" if kind in use else kind

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from grokscale.entries import ModelEntry
-from grokscale.models.base import Model, scaled
+from grokscale.models.base import Model, given, scaled
 from grokscale.tasks.base import Task
 from grokscale.transform import Role
 
@@ -158,7 +158,7 @@ def decoder(task: Task, dim: int = 128, heads: int = 4, layers: int = 2, scale: 
     dim: residual width. heads: attention heads, a divisor of dim. layers: blocks. scale: of all first weights.
     """
     if task.inputs.kind != "tokens":
-        raise ValueError(f"decoder reads tokens, and this task gives a {task.inputs.kind}; use mlp2")
+        raise ValueError(f"decoder reads tokens, and this task gives {given(task)}")
     if layers < 1 or heads < 1 or dim % heads:
         raise ValueError(f"layers >= 1 and dim a multiple of heads must hold, got {layers=}, {heads=}, {dim=}")
     return scaled(Decoder(task, dim, heads, layers), scale)

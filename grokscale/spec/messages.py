@@ -12,12 +12,14 @@ from pydantic import BaseModel
 from grokscale.errors import suggest
 from grokscale.spec.tables import (
     Arm,
+    Cluster,
     Confirm,
     Eval,
     Experiment,
     Grid,
     Knob,
     Limits,
+    Metrics,
     Model,
     Optimiser,
     Race,
@@ -29,7 +31,7 @@ from grokscale.spec.where import Path, shown
 
 TABLES: dict[str, type[BaseModel]] = {
     "eval": Eval, "task": Task, "model": Model, "optimiser": Optimiser, "search": Search, "race": Race,
-    "grid": Grid, "confirm": Confirm, "limits": Limits, "resources": Resources,
+    "grid": Grid, "confirm": Confirm, "metrics": Metrics, "limits": Limits, "resources": Resources, "cluster": Cluster,
 }  # fmt: skip
 RESERVED = {
     "paper": "comparison with published values is not available yet",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from grokscale.entries import TaskEntry
-from grokscale.tasks.base import Inputs, Task, cross_entropy, split_table, top1, training_rows
+from grokscale.tasks.base import Inputs, Task, finite
 
 OPERATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": lambda a, b: a + b,
@@ -36,55 +36,45 @@ DIVISIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # the thir
 }
 NAMES = ", ".join([*OPERATORS, *DIVISIONS])
 
-PAIRS_DEFAULTS: dict[str, Any] = {"p": 97, "op": "add", "fraction": 0.5}
+PAIRS_DEFAULTS: dict[str, Any] = {"p": 97, "op": "add", "fraction": 0.5, "loss": "cross_entropy"}
 PAIRS_MODEL = {"name": "mlp2", "width": 512, "bias": "zero"}
 PAIRS_OPTIMISER = {"name": "sgd", "lr": 0.7, "wd": 1e-4, "decay": "inside", "batch": 512, "drop_last": True}
 
-TOKENS_DEFAULTS: dict[str, Any] = {"p": 97, "op": "mul", "fraction": 0.5, "include_zero": False}
+TOKENS_DEFAULTS: dict[str, Any] = {
+    "p": 97, "op": "mul", "fraction": 0.5, "include_zero": False, "loss": "cross_entropy"}
 TOKENS_MODEL = {"name": "decoder", "dim": 128, "heads": 4, "layers": 2}
 TOKENS_OPTIMISER = {
     "name": "adam", "lr": 1e-3, "wd": 0.0, "beta1": 0.9, "beta2": 0.98, "decay": "coupled", "warmup": 10, "batch": 512,
     "drop_last": False}
 
 
-def pairs(p: int = 97, op: str = "add", fraction: float = 0.5) -> Task:
+def pairs(p: int = 97, op: str = "add", fraction: float = 0.5, loss: str = "cross_entropy") -> Task:
     """x = [onehot(a); onehot(b)], y = a op b mod p, over all p^2 ordered pairs (EGD, methods.md 3.5).
 
     p: modulus, a prime for div and div-or-sub.  op: a key of OPERATORS or DIVISIONS; div leaves b = 0 out.
-    fraction: int(fraction rows) rows train.
-    Raises ValueError for another operator, for p or fraction out of range.
+    fraction: int(fraction rows) rows train.  loss: "cross_entropy" or "stablemax".
+    Raises ValueError for another operator or loss, for p or fraction out of range.
     """
     a, b, y = _table(p, op, _second(op, include_zero=True))
-    x, n_train = torch.stack([a, b], 1), training_rows(fraction, len(a))
-    return Task(
-        inputs=Inputs("pair", 2 * p, 2),
-        outputs=p,
-        splits=lambda seed, validation: split_table(x, y, n_train, seed, validation),
-        loss=cross_entropy,
-        correct=top1,
-    )
+    return finite(torch.stack([a, b], 1), y, fraction, Inputs("pair", 2 * p, 2), p, loss)
 
 
-def tokens(p: int = 97, op: str = "mul", fraction: float = 0.5, include_zero: bool = False) -> Task:
+def tokens(p: int = 97, op: str = "mul", fraction: float = 0.5, include_zero: bool = False,
+           loss: str = "cross_entropy") -> Task:
     """Row [x, op, y, =], answer x op y mod p; x in 0..p-1, y in 1..p-1; token = is p, op is p + 1 (methods.md 3.2).
 
     p: modulus, a prime for div and div-or-sub.  op: a key of OPERATORS or DIVISIONS.
     fraction: int(fraction rows) rows train.  include_zero: y from 0, as in Power et al. (methods.md 3.4).
-    Raises ValueError for another operator, for p or fraction out of range, for a division by zero.
+    loss: "cross_entropy" or "stablemax".
+    Raises ValueError for another operator or loss, for p or fraction out of range, for a division by zero.
     """
     if include_zero and op == "div":
         raise ValueError("include_zero must be false for op=div, which has no answer for y = 0; got include_zero=true")
     low = _second(op, include_zero)
     a, b, y = _table(p, op, low)
     x = torch.stack([a, torch.full_like(a, p + 1), b, torch.full_like(a, p)], 1)
-    n_train = training_rows(fraction, len(x))
-    return Task(
-        inputs=Inputs("tokens", p + 2, 4, table=5, alphabet=((0, p), (p + 1, 1), (low, p - low), (p, 1))),
-        outputs=p + 2,
-        splits=lambda seed, validation: split_table(x, y, n_train, seed, validation),
-        loss=cross_entropy,
-        correct=top1,
-    )
+    inputs = Inputs("tokens", p + 2, 4, table=5, alphabet=((0, p), (p + 1, 1), (low, p - low), (p, 1)))
+    return finite(x, y, fraction, inputs, p + 2, loss)
 
 
 def _second(op: str, include_zero: bool) -> int:
