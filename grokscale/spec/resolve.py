@@ -63,6 +63,7 @@ class Resolver:
         self.build_both(task, model, base, lambda section, key: (section, key))
         shared = self.shared_space(base)
         arms = [self.arm(i, arm, base, shared) for i, arm in enumerate(x.arm)]
+        self.papers(task)
         data = {arm.name: self.data(task, arm.tables["task"]) for arm in arms if arm is not None}
         if self.problems or task is None:
             raise InputError(list(dict.fromkeys(self.problems)))
@@ -183,6 +184,14 @@ class Resolver:
             case ("arm", int(i), str(table), str(key)):
                 return key in getattr(self.x.arm[i], table)
         return False
+
+    def papers(self, task: TaskEntry | None) -> None:
+        """A published value counts what this experiment counts as grokked."""
+        counted = self.x.task.threshold or (task.threshold if task else None)
+        for i, paper in enumerate(self.x.paper):
+            if None not in (counted, paper.threshold) and paper.threshold != counted:
+                text = f"{shown(paper.id)} counts from {paper.threshold:g}, this experiment from {counted:g}"
+                self.say(("paper", i, "threshold"), f"{text}: set task.threshold, or take it out")
 
     # -------------------------------------------------------------------------------------- spaces
 

@@ -26,8 +26,8 @@ _TYPES = {
 # column:type, with ? where null is allowed. Steps are optimiser steps; wall_s and seconds_* are seconds.
 # `attempt` names one try at a replica, continued from its checkpoint or not: a string unique to that try, the
 # same in `replicas` and `curves`, so that the points of a worker that was cut off can be told from others.
-# flops_per_step: the whole model forward and backward on the batch, for every gradient that a step evaluates;
-# method_flops: the transform's own per step, while it is on. spaces_json: arm -> searched knob -> range.
+# `flops_per_step`: of the batch's gradient; `method_flops`: what the methods add to it, null where one declares
+# nothing.  spaces_json: arm -> searched knob -> range.
 # practice: the arm that stands for the practice baseline. p_holm: over the arms of one baseline and clock.
 # share: of the variance of the search's objective that a knob accounts for, over `trials` trials.
 _COLUMNS = {
@@ -40,7 +40,7 @@ _COLUMNS = {
         task:str model:str method:str params_json:str spec_json:str
         device:str precision:str torch:str threads:int lanes:int compiled:bool numerics:str
         git_sha:str? version:str host:str wall_s:float at:time
-        flops_per_step:float? method_flops:float?""",
+        flops_per_step:int? method_flops:float?""",
     "trials": """
         sweep_id:str arm:str phase:str number:int trial_id:str seeds:ints params_json:str cap:int
         value:float? state:str error:str? at:time""",
