@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,7 +94,7 @@ def _row(one: Endpoint, base: tuple[Side, list[Curve]], arm: tuple[Side, list[Cu
 
 def _time_to(
     one: Endpoint, tau: int, base: list[Curve], arm: list[Curve], rng: np.random.Generator
-) -> Mapping[str, Any]:
+) -> dict[str, Any]:
     assert one.threshold is not None
     x, y = ([ends.time_to(*c, tau, one.threshold, up=one.up) for c in side] for side in (base, arm))
     s = stats.paired_speedup(x, y, tau, rng=rng)
