@@ -29,7 +29,7 @@ DATASET = Dataset(
 )
 
 DEFAULTS: dict[str, Any] = {
-    "rows": 100, "fraction": 0.5, "n_val": 100, "atoms": 29, "target": "alpha", "tolerance": 1.0,
+    "rows": 100, "fraction": 0.5, "n_val": 100, "atoms": 29, "target": "alpha", "tolerance": 5.0,
 }  # fmt: skip
 MODEL = {"name": "graph", "width": 32, "out": 16, "hidden": 32, "scale": 3.0}
 OPTIMISER = {
@@ -43,15 +43,16 @@ BONDS = ("SINGLE", "DOUBLE", "TRIPLE", "AROMATIC")
 
 def qm9(
     rows: int = 100, fraction: float = 0.5, n_val: int = 100, atoms: int = 29, target: str = "alpha",
-    tolerance: float = 1.0,
+    tolerance: float = 5.0,
 ) -> Task:  # fmt: skip
     """x = a molecule's graph, hydrogens included; y = one of its properties, raw.
 
     rows: the first molecules of the file, split per seed; int(fraction rows) train.  n_val: validation molecules, the
     next ones of the file, which are a little larger.  atoms: of a molecule at most (QM9 has none above 29).
     target: column of the file; alpha is the isotropic polarizability in bohr^3.
-    tolerance: an answer counts as correct within it: |out - y| <= tolerance. The paper has no accuracy; its metric is
-    the smallest validation loss, which is read from the curve.
+    tolerance: an answer counts as correct within it: |out - y| <= tolerance. Five is a tenth of a usual alpha, and
+    0.6 of its standard deviation. The paper has no accuracy; its metric is the smallest validation loss, which is read
+    from the curve.
     """
     if rows < 2 or n_val < 1:
         raise ValueError(f"rows >= 2 and n_val >= 1 must hold, got rows={rows}, n_val={n_val}")
@@ -136,7 +137,7 @@ def _files(**_: Any) -> str:
 TASKS = [
     TaskEntry(
         "qm9", "isotropic polarizability of a molecule, 50 molecules to train on", "Grokfast, arXiv 2405.20233",
-        qm9, DEFAULTS, threshold=0.95, horizon=100_000, model=MODEL, optimiser=OPTIMISER, data=_files,
+        qm9, DEFAULTS, threshold=0.9, horizon=100_000, model=MODEL, optimiser=OPTIMISER, data=_files,
         dataset=DATASET,
     ),
 ]  # fmt: skip
