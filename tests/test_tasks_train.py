@@ -19,6 +19,9 @@ ADAM: dict[str, Any] = {"lr": 3e-3, "batch": 32}
 # task -> options, model options and optimiser settings over the entry's presets.
 SMALL: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "parity": ({"n": 10, "k": 2, "n_train": 100, "n_val": 50, "n_test": 50}, {"width": 16}, {"lr": 0.1, "batch": 16}),
+    "parity-400-2": ({"n": 10, "n_train": 100, "n_val": 50, "n_test": 50}, {"width": 16}, {"lr": 0.1, "batch": 16}),
+    "parity-50-4": (
+        {"n": 8, "n_train": 60, "n_val": 50, "n_test": 50, "loss": "hinge"}, {"width": 32}, {"lr": 0.2, "batch": 16}),
     "modular-pairs": ({"p": 7, "op": "div"}, {"width": 32}, {"batch": 8}),
     "modular-tokens": ({"p": 7, "op": "x2+xy+y2"}, DECODER, ADAM),
     "modular-composite": ({"p": 7}, DECODER, ADAM),
