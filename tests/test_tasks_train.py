@@ -27,6 +27,11 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "modular-composite": ({"p": 7}, DECODER, ADAM),
     "modular-composite-5": ({"p": 3}, DECODER, ADAM),
     "permutations": ({"fraction": 0.02}, DECODER, {**ADAM, "wd": 0.1}),
+    "parity-relabelled": (
+        {"n": 10, "k": 2, "n_train": 100, "n_val": 50, "n_test": 50, "relabel": 500}, {"width": 16},
+        {"lr": 0.1, "batch": 16}),
+    "modular-relabelled": ({"p": 7, "relabel": 500}, {"width": 32}, {"batch": 8}),
+    "modular-curriculum": ({"p": 7, "start": 6, "grow": 20}, {"width": 32}, {"batch": 8}),
     "toy": ({"eps": 0.1, "n_train": 200, "n_val": 50, "n_test": 50}, {}, {"batch": 200}),
 }
 NAMES = sorted(name for name, t in REGISTRY.tasks.items() if t.factory.__module__.startswith("grokscale.tasks."))

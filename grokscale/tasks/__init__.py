@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grokscale.entries import TaskEntry
-from grokscale.tasks import composite, imdb, mnist, modular, parity, permutations, qm9, toy
+from grokscale.tasks import composite, curriculum, imdb, mnist, modular, parity, permutations, qm9, relabelled, toy
 
 TASKS: dict[str, TaskEntry] = {
     t.name: t for t in (
@@ -12,6 +12,8 @@ TASKS: dict[str, TaskEntry] = {
         *composite.TASKS,
         *permutations.TASKS,
         *toy.TASKS,
+        *relabelled.TASKS,
+        *curriculum.TASKS,
         *mnist.TASKS,
         *imdb.TASKS,
         *qm9.TASKS,
