@@ -32,6 +32,9 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"lr": 0.1, "batch": 16}),
     "modular-relabelled": ({"p": 7, "relabel": 500}, {"width": 32}, {"batch": 8}),
     "modular-curriculum": ({"p": 7, "start": 6, "grow": 20}, {"width": 32}, {"batch": 8}),
+    "sort": ({"values": 5, "length": 3, "rows": 300}, DECODER, ADAM),
+    "reverse": ({"values": 4, "length": 3}, DECODER, ADAM),
+    "reachability": ({"nodes": 4, "edges": 4, "rows": 200}, DECODER, ADAM),
     "toy": ({"eps": 0.1, "n_train": 200, "n_val": 50, "n_test": 50}, {}, {"batch": 200}),
 }
 NAMES = sorted(name for name, t in REGISTRY.tasks.items() if t.factory.__module__.startswith("grokscale.tasks."))

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from grokscale.entries import TaskEntry
-from grokscale.tasks import composite, curriculum, imdb, mnist, modular, parity, permutations, qm9, relabelled, toy
+from grokscale.tasks import (
+    composite,
+    curriculum,
+    imdb,
+    mnist,
+    modular,
+    parity,
+    permutations,
+    qm9,
+    relabelled,
+    sequences,
+    toy,
+)
 
 TASKS: dict[str, TaskEntry] = {
     t.name: t for t in (
@@ -11,6 +23,7 @@ TASKS: dict[str, TaskEntry] = {
         *modular.TASKS,
         *composite.TASKS,
         *permutations.TASKS,
+        *sequences.TASKS,
         *toy.TASKS,
         *relabelled.TASKS,
         *curriculum.TASKS,

@@ -3,7 +3,8 @@
 For steps 1 to `relabel` a task is what it is without; then, every `relabel` steps, the same rows get other labels, of
 training, validation and test alike. `phases` labellings take turns, and come again. Nothing can be learned for good, so
 no accuracy counts as a crossing and replicas are watched to the horizon: compare arms by the area under a curve,
-`[[endpoint]] name = "area", metric = "test_acc"`, with `search.trials = 0`.
+`[[endpoint]] name = "area", metric = "test_acc"`, with `search.trials = 0`. A method with a switch that stays off once
+validation accuracy was high (EGD's `sticky`) acts in the first phase only, unless told otherwise.
 """
 
 from __future__ import annotations
@@ -97,11 +98,15 @@ def _changing(
 
 TASKS = [
     TaskEntry(
-        "parity-relabelled", "parity whose secret coordinates move every `relabel` steps; no crossing counts, compare areas", "EGD, arXiv 2510.04930",
+        "parity-relabelled",
+        "parity whose secret coordinates move every `relabel` steps; no crossing counts, compare areas",
+        "EGD, arXiv 2510.04930",
         parity, {**signs.DEFAULTS, **CHANGES}, horizon=16_000, model=signs.MODEL, optimiser=signs.OPTIMISER,
     ),
     TaskEntry(
-        "modular-relabelled", "a op b mod p whose answers are renamed every `relabel` steps; no crossing counts", "EGD, arXiv 2510.04930",
+        "modular-relabelled",
+        "a op b mod p whose answers are renamed every `relabel` steps; no crossing counts, compare areas",
+        "EGD, arXiv 2510.04930",
         pairs, {**modular.PAIRS_DEFAULTS, **CHANGES}, horizon=16_000, model=modular.PAIRS_MODEL,
         optimiser=modular.PAIRS_OPTIMISER,
     ),
