@@ -54,8 +54,8 @@ def test_every_task_is_tried() -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_train_loss_falls(name: str) -> None:
-    spec = trial(tables(name), threshold=1.1, every={"every": 0.0, "min": 50, "examples": 512})
-    looks = list(train(spec, [1, 2], horizon=200, registry=REGISTRY))
+    spec = trial(tables(name), threshold=1.1, every={"every": 0.0, "min": 25, "examples": 512})
+    looks = list(train(spec, [1, 2], horizon=100, registry=REGISTRY))
     loss = np.array([look.metrics["train_loss"] for look in looks])  # (looks, seeds)
     assert np.isfinite(loss).all()
     assert (loss[-1] < 0.9 * loss[0]).all(), loss
