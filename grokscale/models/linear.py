@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from grokscale.entries import ModelEntry
-from grokscale.models.base import Model, scaled
+from grokscale.models.base import Model, given, scaled
 from grokscale.tasks.base import Task
 from grokscale.transform import Role
 
@@ -33,7 +33,7 @@ def linear(task: Task, start: Sequence[float] = (), scale: float = 1.0) -> Linea
     Raises ValueError where the task gives no vectors, or for another number of first weights.
     """
     if task.inputs.kind != "vector":
-        raise ValueError(f"linear reads vectors, and this task gives {task.inputs.kind}; use mlp2 or the decoder")
+        raise ValueError(f"linear reads vectors, and this task gives {given(task)}")
     wanted = task.inputs.size * task.outputs
     if len(start) not in (0, wanted):
         raise ValueError(f"start must hold {wanted} first weights of this task, or none, got {len(start)}")

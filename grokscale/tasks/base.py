@@ -124,16 +124,17 @@ def top1(out: Tensor, y: Tensor) -> Tensor:
     return out.argmax(-1) == y
 
 
-def finite(x: Tensor, y: Tensor, fraction: float, inputs: Inputs, outputs: int) -> Task:
+def finite(x: Tensor, y: Tensor, fraction: float, inputs: Inputs, outputs: int, loss: str = "cross_entropy") -> Task:
     """The classification task of a finite table, of which int(fraction rows) train.
 
-    x: (N, ...).  y: (N,) classes below `outputs`.  Raises ValueError where a part of the split would be empty.
+    x: (N, ...).  y: (N,) classes below `outputs`.  loss: a key of LOSSES.
+    Raises ValueError where nothing would be left to train on, and for another loss.
     """
     n_train = training_rows(fraction, len(x))
     return Task(
         inputs=inputs,
         outputs=outputs,
         splits=lambda seed, validation: split_table(x, y, n_train, seed, validation),
-        loss=cross_entropy,
+        loss=class_loss(loss),
         correct=top1,
     )

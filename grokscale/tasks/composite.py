@@ -26,48 +26,50 @@ EXPRESSIONS: dict[str, tuple[int, tuple[int, ...], Callable[..., Tensor]]] = {
 FIVE: tuple[int, tuple[int, ...], Callable[..., Tensor]] = (
     3, (0, 0, 1, 1, 0), lambda a, b, c, d, e: a * c + b * d - e)  # fmt: skip
 
-DEFAULTS: dict[str, Any] = {"p": 97, "expr": "a.a-b", "fraction": 0.5}
+DEFAULTS: dict[str, Any] = {"p": 97, "expr": "a.a-b", "fraction": 0.5, "loss": "cross_entropy"}
 MODEL = {"name": "decoder", "dim": 128, "heads": 4, "layers": 2}
-FIVE_DEFAULTS: dict[str, Any] = {"p": 7, "fraction": 0.5}
+FIVE_DEFAULTS: dict[str, Any] = {"p": 7, "fraction": 0.5, "loss": "cross_entropy"}
 FIVE_MODEL = {**MODEL, "layers": 4}
 OPTIMISER = {
     "name": "adam", "lr": 1e-3, "wd": 1e-3, "beta1": 0.9, "beta2": 0.98, "decay": "coupled", "warmup": 10,
     "batch": 512, "drop_last": False}  # fmt: skip
 
 
-def composite(p: int = 97, expr: str = "a.a-b", fraction: float = 0.5) -> Task:
+def composite(p: int = 97, expr: str = "a.a-b", fraction: float = 0.5, loss: str = "cross_entropy") -> Task:
     """Row [a, b, op tokens, =], answer expr(a, b) mod p; a in 0..p-1, b in 1..p-1; token = is p, the ops from p + 1.
 
     p: modulus.  expr: a+b, a-b, a.b, or a.a-b, which has two op tokens.  fraction: int(fraction p (p - 1)) rows train.
-    Raises ValueError for another expression, for p or fraction out of range.
+    loss: "cross_entropy" or "stablemax".
+    Raises ValueError for another expression or loss, for p or fraction out of range.
     Source: NeuralGrok, arXiv 2504.17243 and its code; it says p^n rows, its code leaves b = 0 out (ambiguity 19).
     """
     if not 2 <= p <= 1024:
         raise ValueError(f"2 <= p <= 1024 must hold, got p={p}")
     if expr not in EXPRESSIONS:
         raise ValueError(f"expr must be one of {', '.join(EXPRESSIONS)}, got {expr!r}")
-    return _task(p, fraction, *EXPRESSIONS[expr])
+    return _task(p, fraction, loss, *EXPRESSIONS[expr])
 
 
-def composite_five(p: int = 7, fraction: float = 0.5) -> Task:
+def composite_five(p: int = 7, fraction: float = 0.5, loss: str = "cross_entropy") -> Task:
     """Row [a, b, c, d, e, three op tokens, =], answer a c + b d - e mod p; c and d in 1..p-1, the others from 0.
 
-    p: modulus.  fraction: int(fraction p^3 (p - 1)^2) rows train.
+    p: modulus.  fraction: int(fraction p^3 (p - 1)^2) rows train.  loss: as `composite`.
     Raises ValueError for p or fraction out of range.  Source: as `composite`.
     """
     if not 2 <= p <= 13:
         raise ValueError(f"2 <= p <= 13 must hold (the table has p^3 (p - 1)^2 rows), got p={p}")
-    return _task(p, fraction, *FIVE)
+    return _task(p, fraction, loss, *FIVE)
 
 
-def _task(p: int, fraction: float, ops: int, low: tuple[int, ...], formula: Callable[..., Tensor]) -> Task:
+def _task(p: int, fraction: float, loss: str, ops: int, low: tuple[int, ...],
+          formula: Callable[..., Tensor]) -> Task:
     operands = torch.cartesian_prod(*(torch.arange(least, p) for least in low)).reshape(-1, len(low))
     symbols = (*range(p + 1, p + 1 + ops), p)
     x = torch.cat([operands, torch.tensor(symbols).expand(len(operands), -1)], 1)
     inputs = Inputs(
         "tokens", p + 1 + ops, x.shape[1], table=x.shape[1] + 1,
         alphabet=(*((least, p - least) for least in low), *((symbol, 1) for symbol in symbols)))  # fmt: skip
-    return finite(x, formula(*operands.unbind(1)) % p, fraction, inputs, inputs.size)
+    return finite(x, formula(*operands.unbind(1)) % p, fraction, inputs, inputs.size, loss)
 
 
 TASKS = [

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from grokscale.entries import TaskEntry
-from grokscale.tasks.base import Inputs, Task, class_loss, split_table, top1, training_rows
+from grokscale.tasks.base import Inputs, Task, finite
 
 OPERATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": lambda a, b: a + b,
@@ -56,19 +56,11 @@ def pairs(p: int = 97, op: str = "add", fraction: float = 0.5, loss: str = "cros
     Raises ValueError for another operator or loss, for p or fraction out of range.
     """
     a, b, y = _table(p, op, _second(op, include_zero=True))
-    x, n_train = torch.stack([a, b], 1), training_rows(fraction, len(a))
-    return Task(
-        inputs=Inputs("pair", 2 * p, 2),
-        outputs=p,
-        splits=lambda seed, validation: split_table(x, y, n_train, seed, validation),
-        loss=class_loss(loss),
-        correct=top1,
-    )
+    return finite(torch.stack([a, b], 1), y, fraction, Inputs("pair", 2 * p, 2), p, loss)
 
 
-def tokens(
-    p: int = 97, op: str = "mul", fraction: float = 0.5, include_zero: bool = False, loss: str = "cross_entropy"
-) -> Task:
+def tokens(p: int = 97, op: str = "mul", fraction: float = 0.5, include_zero: bool = False,
+           loss: str = "cross_entropy") -> Task:
     """Row [x, op, y, =], answer x op y mod p; x in 0..p-1, y in 1..p-1; token = is p, op is p + 1 (methods.md 3.2).
 
     p: modulus, a prime for div and div-or-sub.  op: a key of OPERATORS or DIVISIONS.
@@ -81,14 +73,8 @@ def tokens(
     low = _second(op, include_zero)
     a, b, y = _table(p, op, low)
     x = torch.stack([a, torch.full_like(a, p + 1), b, torch.full_like(a, p)], 1)
-    n_train = training_rows(fraction, len(x))
-    return Task(
-        inputs=Inputs("tokens", p + 2, 4, table=5, alphabet=((0, p), (p + 1, 1), (low, p - low), (p, 1))),
-        outputs=p + 2,
-        splits=lambda seed, validation: split_table(x, y, n_train, seed, validation),
-        loss=class_loss(loss),
-        correct=top1,
-    )
+    inputs = Inputs("tokens", p + 2, 4, table=5, alphabet=((0, p), (p + 1, 1), (low, p - low), (p, 1)))
+    return finite(x, y, fraction, inputs, p + 2, loss)
 
 
 def _second(op: str, include_zero: bool) -> int:

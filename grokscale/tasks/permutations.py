@@ -20,20 +20,21 @@ OPERATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "s5aba": lambda a, b: _after(a, _after(b, a)),
 }
 
-DEFAULTS: dict[str, Any] = {"op": "s5", "fraction": 0.5}
+DEFAULTS: dict[str, Any] = {"op": "s5", "fraction": 0.5, "loss": "cross_entropy"}
 MODEL = {"name": "decoder", "dim": 128, "heads": 4, "layers": 2}
 OPTIMISER = {
     "name": "adamw", "lr": 1e-3, "wd": 1.0, "beta1": 0.9, "beta2": 0.98, "decay": "decoupled", "warmup": 10,
     "batch": 512, "drop_last": False}  # fmt: skip
 
 
-def s5(op: str = "s5", fraction: float = 0.5) -> Task:
+def s5(op: str = "s5", fraction: float = 0.5, loss: str = "cross_entropy") -> Task:
     """Row [a, op, b, =], answer c = b after a: c(i) = b(a(i)), over all 120^2 ordered pairs.
 
     The 120 permutations of 0..4 are numbered in lexicographic order, token 0 the identity; token = is 120, op is 121.
     op: s5; s5conj, a then b then a^-1; s5aba, a then b then a.  fraction: int(fraction 14,400) rows train; around
     0.25 to 0.3 each hundredth less costs 40 to 50 % more steps.
-    Raises ValueError for another operator or a fraction out of range.
+    loss: "cross_entropy" or "stablemax".
+    Raises ValueError for another operator or loss, or a fraction out of range.
     Source: Power et al., arXiv 2201.02177, whose code composes in this order (ambiguity 20).
     """
     if op not in OPERATORS:
@@ -45,7 +46,7 @@ def s5(op: str = "s5", fraction: float = 0.5) -> Task:
     x = torch.stack([a, torch.full_like(a, ORDER + 1), b, torch.full_like(a, ORDER)], 1)
     inputs = Inputs(
         "tokens", ORDER + 2, 4, table=5, alphabet=((0, ORDER), (ORDER + 1, 1), (0, ORDER), (ORDER, 1)))  # fmt: skip
-    return finite(x, y, fraction, inputs, ORDER + 2)
+    return finite(x, y, fraction, inputs, ORDER + 2, loss)
 
 
 def _after(second: Tensor, first: Tensor) -> Tensor:
