@@ -6,8 +6,7 @@ from grokscale.entries import ModelEntry
 from grokscale.models import decoder, graph, linear, lstm, mlp
 from grokscale.models.base import Model, initial
 
-MODELS: dict[str, ModelEntry] = {
-    m.name: m for m in (*mlp.MODELS, *decoder.MODELS, *linear.MODELS, *lstm.MODELS, *graph.MODELS)
-}
+FAMILIES = (mlp, linear, decoder, lstm, graph)
+MODELS: dict[str, ModelEntry] = {m.name: m for family in FAMILIES for m in family.MODELS}
 
 __all__ = ["MODELS", "Model", "initial"]
