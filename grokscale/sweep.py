@@ -176,7 +176,7 @@ class _Sweep:
         worker = {
             "root": self.store.root, "lanes": resources.lanes, "threads": resources.cpus,
             "device": "cuda" if resources.gpus else "cpu", "data": str(data.folder()),
-            "metrics": self.experiment.metrics.during(plan.phase),
+            "metrics": self.experiment.metrics.during(plan.phase), "compile": resources.compile,
         }  # fmt: skip
         log.info("phase %s: %s", plan.phase, dict(plan.sizes))
         return PhaseDesk(plan, self.ledger, horizon, worker, self._heard, self._filed, self.failures)
