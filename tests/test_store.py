@@ -182,7 +182,7 @@ def test_trials_ended_before_failed_before_asked(store: Store):
     ]
 
 
-def test_a_plan_and_a_sweep_are_never_changed_but_a_timing_and_an_answer_are(store: Store):
+def test_a_plan_is_never_changed_but_a_sweep_a_timing_and_an_answer_are(store: Store):
     later = EPOCH + timedelta(hours=1)
     answer = {
         "sweep_id": "q-00000001",
@@ -210,7 +210,7 @@ def test_a_plan_and_a_sweep_are_never_changed_but_a_timing_and_an_answer_are(sto
         store.append("timings", [timing("t", seconds, seconds, at=at)])
         store.append("speedups", [{**answer, "s": seconds, "at": at}])
     assert store.table("plans")["tau"].to_pylist() == [1]
-    assert store.table("sweeps")["question"].to_pylist() == ["first"]
+    assert store.table("sweeps")["question"].to_pylist() == ["second"]
     assert store.table("timings")["seconds_on"].to_pylist() == [2.0]
     assert store.speedups()["s"].to_pylist() == [2.0]
 
