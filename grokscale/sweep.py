@@ -343,8 +343,7 @@ class _Sweep:
 def _asked(row: Mapping[str, Any]) -> dict[str, Any]:
     """What a sweep's row asks for, without where and with what it is run."""
     means = ("store", "tracking", "limits", "resources", "cluster")
-    tables = {k: v for k, v in json.loads(row["experiment_json"]).items() if k not in means}
-    return {**row, "experiment_json": tables, "at": None, "version": None}
+    return {key: value for key, value in json.loads(row["experiment_json"]).items() if key not in means}
 
 
 def _comparison(row: dict[str, Any]) -> tuple[Any, ...]:

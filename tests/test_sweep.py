@@ -486,8 +486,8 @@ SMALL: dict[str, Any] = {
 }
 
 
-# One of each kind: without state, with a window, with noise, with a step of its own after the optimiser's, with an outer
-# loss, with an optimiser of its own. That every method trains is for test_conformance.
+# One of each kind: without state, with a window, with noise, with a step after the optimiser's, with an outer loss,
+# with an optimiser of its own. That every method trains is for test_conformance.
 KINDS = ("none", "grokfast-ma", "egd-rsvd", "nap", "neuralgrok", "muon")
 
 
