@@ -155,7 +155,7 @@ class Pack:
         full = {name: torch.full((count,), examples is None) for name in ("val", "test")}
         for name in names[1:] if examples is not None else ():
             # A lane whose sample has just crossed the threshold is looked at on the full split instead.
-            crossed = (seen[name][1] >= spec.threshold) & ~self._above(name)
+            crossed = (seen[name][1] >= self.program.threshold) & ~self._above(name)
             if bool(crossed.any()):
                 seen[name] = torch.where(crossed, torch.stack(lanes.accuracy(name, None, self.step)), seen[name])
                 full[name] = crossed.cpu()
@@ -170,7 +170,7 @@ class Pack:
         """(L,) bool: was the accuracy on a split at or above the threshold at the evaluation before."""
         column = 1 + METRICS.index(f"{name}_acc")
         past = [self.history[self.lanes.seeds[i]] for i in self.lanes.lanes]
-        above = [bool(rows) and rows[-1][column] >= self.program.spec.threshold for rows in past]
+        above = [bool(rows) and rows[-1][column] >= self.program.threshold for rows in past]
         return torch.tensor(above, device=self.program.device)
 
     def _judge(self, seed: int, lane: int, row: list[float] | None) -> bool:
@@ -182,7 +182,7 @@ class Pack:
         if row is not None:
             self.history[seed].append(row)
         if self.step >= self.at_least and finished(
-                self._curve(seed), threshold=self.program.spec.threshold, step=self.step, horizon=self.horizon,
+                self._curve(seed), threshold=self.program.threshold, step=self.step, horizon=self.horizon,
                 until=self.until):
             self.ended[seed] = self._end()
         return seed in self.ended
@@ -218,7 +218,8 @@ class Pack:
             curve = self._curve(seed)
             end = self.ended.get(seed) or self._end()
             outcome = judge(
-                curve, threshold=spec.threshold, observed_to=end["observed_to"], diverged_step=end["diverged"])
+                curve, threshold=self.program.threshold, observed_to=end["observed_to"],
+                diverged_step=end["diverged"])
             upto = outcome.grok_step if outcome.grok_step is not None else end["observed_to"]
             rows.append({
                 "trial_id": spec.trial_id, "seed": seed, **outcome._asdict(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -58,6 +59,7 @@ class Program:
                 f"{data.folder()}; name the folder with --data DIR or {data.VARIABLE}, or specify the trial anew"
             )
         self.task: Task = entry.factory(**options)
+        self.threshold = math.inf if self.task.moving else spec.threshold  # at which accuracy counts as a crossing
         self.model: Model = registry.models[spec.model["name"]].build(self.task, **_options(spec.model))
         before, self.optimiser = optimiser(spec.optimiser)
         self.methods = [(registry.methods[m["name"]], _options(m)) for m in methods or spec.method]
