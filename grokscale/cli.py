@@ -53,6 +53,8 @@ app = typer.Typer(
 )
 track_app = typer.Typer(help="MLflow, the mirror of the store.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(track_app, name="track")
+store_app = typer.Typer(help="Care for the store.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(store_app, name="store")
 
 
 class Format(enum.StrEnum):
@@ -335,6 +337,39 @@ def track_sync(
     sweep_id = opened.find_sweep(sweep)
     track.sync(opened, sweep_id, uri or track.uri_of(opened, sweep_id))
     typer.echo(f"{sweep_id}: in step")
+
+
+@store_app.command("compact")
+def store_compact(
+    grace: Annotated[float, typer.Option(min=0, help="Seconds that merged-away files stay for readers.")] = 3600,
+    store: StorePath = None,
+) -> None:
+    """Merge the small files of each table; others may append and read meanwhile."""
+    for done in _open(store).compact(grace=grace):
+        typer.echo(str(done))
+
+
+@store_app.command("check")
+def store_check(
+    repair: Annotated[bool, typer.Option("--repair", help="Move what is found into quarantine/.")] = False,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds that a file may look unfinished.")] = 86400,
+    store: StorePath = None,
+) -> None:
+    """Find torn, foreign, duplicate, orphaned and missing files; delete nothing."""
+    found = _open(store).check(repair=repair, grace=grace)
+    for finding in found:
+        typer.echo(str(finding))
+    if left := sum(not finding.done for finding in found):
+        raise GrokscaleError(f"{left} to look at" + ("" if repair else "; --repair does what is said"))
+    typer.echo("all is well")
+
+
+@store_app.command("columns")
+def store_columns(table: Annotated[str | None, typer.Argument(help="One table.", show_default=False)] = None) -> None:
+    """List the columns of the tables and what they mean."""
+    from grokscale.store.meanings import reference
+
+    typer.echo(reference(table), nl=False)
 
 
 # ---------------------------------------------------------------------------------------------- shared
