@@ -21,6 +21,7 @@ Extras, given only to a transform that names them in `needs`:
 ``outer_loss``     function params -> loss on the share `outer` of the training half that is held back
 ``noise``          dict of standard normal tensors of the shapes that `noise(params)` names
 ``roles``          the roles of `init` again: structure, so it needs no place in the state
+``lr``             the optimiser's learning rate before any warm-up
 =================  ===================================================================================
 """
 
@@ -63,6 +64,11 @@ class Transform(NamedTuple):
     noise: Callable[[Params], dict[str, tuple[int, ...]]] | None = None
     outer: float = 0.0  # share of the training half that `outer_loss` is computed on and training never sees
     active: Callable[[State], Tensor] | None = None  # 0-d bool: does the transform act at all (a switch)
+    oracle: Callable[[int, int], float] | None = None  # (batch, outer rows) -> examples whose gradient it takes a step
+    # (state, gradient that entered the chain) -> 0-d tensors worth recording, such as p_entropy and p_max of an
+    # amplifier's p; only called where they are measured, after the step's update
+    diagnostics: Callable[[State, Params], dict[str, Tensor]] | None = None
+    learned: Callable[[State], bytes] | None = None  # what the transform learned, as a file that it can start from
 
 
 def stateless(update: Callable[..., Params]) -> Transform:
@@ -77,11 +83,16 @@ def chain(*transforms: Transform) -> Transform:
     """Compose transforms: gradients flow from the first to the last, states stand in a tuple in that order.
 
     needs, noise and outer are joined (noise names get the position as prefix); the `after` functions run in the
-    order of the chain, each with its own period; the chain is active while any member with a switch is.
+    order of the chain, each with its own period; the chain is active while any member with a switch is; the
+    examples that the members take gradients of add up; where several members have diagnostics, theirs get the
+    position as prefix; what is learned is the last member's that learns.
     """
     noisy = [(i, t.noise) for i, t in enumerate(transforms) if t.noise is not None]
     afters = [t.period for t in transforms if t.after is not None]
     switches = [(i, t.active) for i, t in enumerate(transforms) if t.active is not None]
+    oracles = [t.oracle for t in transforms if t.oracle is not None]
+    telling = [(i, t.diagnostics) for i, t in enumerate(transforms) if t.diagnostics is not None]
+    learners = [(i, t.learned) for i, t in enumerate(transforms) if t.learned is not None]
 
     def extras(i: int, t: Transform, extra: dict[str, Any]) -> dict[str, Any]:
         mine = {k: v for k, v in extra.items() if k in t.needs and k != "noise"}
@@ -112,6 +123,10 @@ def chain(*transforms: Transform) -> Transform:
     def active(state: State) -> Tensor:
         return torch.stack([is_on(state[i]) for i, is_on in switches]).any(0)
 
+    def diagnostics(state: State, grads: Params) -> dict[str, Tensor]:
+        told = {i: tell(state[i], grads) for i, tell in telling}
+        return {f"{i}/{k}" if len(told) > 1 else k: v for i, values in told.items() for k, v in values.items()}
+
     needs = frozenset().union(*(t.needs for t in transforms))
     return Transform(
         init=init,
@@ -122,6 +137,9 @@ def chain(*transforms: Transform) -> Transform:
         noise=noise if noisy else None,
         outer=max((t.outer for t in transforms), default=0.0),
         active=active if switches else None,
+        oracle=(lambda batch, outer: sum(o(batch, outer) for o in oracles)) if oracles else None,
+        diagnostics=diagnostics if telling else None,
+        learned=(lambda state: learners[-1][1](state[learners[-1][0]])) if learners else None,
     )
 
 

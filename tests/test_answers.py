@@ -73,6 +73,34 @@ def test_seconds_charge_the_transform_while_it_is_on(store: Store):
     assert got["s"] == pytest.approx(((40 / own[0]) * (80 / own[1]) * (60 / own[2]) * (200 / own[3])) ** 0.25)
 
 
+def test_flops_are_those_of_the_oracle_and_the_transforms_own_while_it_is_on(store: Store):
+    put(store, "t", BASE, attempt="counted", observed_to=30_000, flops_per_step=1e6, method_flops=0.0)
+    put(store, "u", SWIFT, attempt="counted", observed_to=30_000, flops_per_step=2e6, method_flops=5e6,
+        active_steps=500)  # fmt: skip
+    got = by_clock(answers.compute(store, SWEEP))["flops"]
+    own = [500 * 5e6 + step * 2e6 for step in SWIFT if step]
+    base = [4000e6, 8000e6, 6000e6, 20_000e6]
+    assert got["s"] == pytest.approx(math.prod(b / a for b, a in zip(base, own, strict=True)) ** 0.25)
+    assert got["median_arm"] == pytest.approx(own[2]) and got["bound"] == ">="
+
+
+@pytest.mark.parametrize("missing", ["flops_per_step", "method_flops"])
+def test_no_flops_where_a_replica_was_not_counted(store: Store, missing: str):
+    counts: dict[str, Any] = {"flops_per_step": 1e6, "method_flops": 1.0}
+    put(store, "t", BASE, attempt="counted", observed_to=30_000, **counts)
+    put(store, "u", SWIFT[:3], SEEDS[:3], attempt="counted", observed_to=30_000, **counts)
+    put(store, "u", SWIFT[3:], SEEDS[3:], attempt="counted", observed_to=30_000, **{**counts, missing: None})
+    assert set(by_clock(answers.compute(store, SWEEP))) == {"steps", "oracle"}
+
+
+def test_p_is_corrected_for_the_arms_on_a_clock(store: Store):
+    put(store, "v", [900, 900, 900, 900])
+    store.append("plans", [plan({"plain": "t", "swift": "u", "third": "v"}, SEEDS, block=1)])
+    rows = [row for row in answers.compute(store, SWEEP) if row["clock"] == "steps"]
+    assert [row["p"] for row in rows] == [2 / 16, 2 / 16] and [row["p_holm"] for row in rows] == [4 / 16, 4 / 16]
+    assert all(row["paired"] for row in rows)
+
+
 def test_no_seconds_without_timings_from_one_place(store: Store):
     store.append("timings", [timing("t", 0.01, 0.01), timing("u", 0.04, 0.01, threads=2)])
     assert set(by_clock(answers.compute(store, SWEEP))) == {"steps", "oracle"}

@@ -159,8 +159,6 @@ ARMS = [{"name": "none"}, {"name": "damp"}]
         ({"name": "Quick Start"}, "name: must be a string (a-z, 0-9 and -, at most 64"),
         ({"nam": 1}, "nam: unknown key; did you mean 'name'? allowed: name, "),
         ({"trials": 8}, "trials: unknown key; did you mean search.trials? allowed here: "),
-        ({"grid": {}}, "grid: one arm per grid point is not available yet"),
-        ({"paper": []}, "paper: comparison with published values is not available yet"),
         ({"task": {"name": 3}}, "task.name: must be a string"),
         ({"task": {"nn": 3}}, "task.nn: unknown key for task coins; did you mean 'n'? allowed: n, "),
         ({"task": {"n": 1.5}}, "task.n: must be an integer, got 1.5"),
@@ -290,7 +288,7 @@ def test_what_was_refused_does_not_hide_or_repeat_anything():
         "x.toml: baseline: must be a string (label of the arm that the others are compared with), got 3",
         "x.toml: horizon: must be an integer >= 1, got 0",
         "x.toml: arm.none.nam: unknown key",
-        "x.toml: arm[2].name: is missing: a label of letters, digits, - _ +, at most 64",
+        "x.toml: arm[2].name: is missing: a label of letters, digits and - _ + . , : =, at most 96",
         "x.toml: arm[2].nam: unknown key",
     ]
 
@@ -374,3 +372,31 @@ def test_mangled_text_never_raises_anything_else(tmp_path_factory: Any, at: int,
 
 def test_the_text_of_these_tests_is_good():
     assert parse(tomllib.loads(GOOD)).resolve(registry()).horizon == 2000
+
+
+# ------------------------------------------------------------------------------------------ measures
+
+
+def test_measures_are_checked_with_their_methods() -> None:
+    wrong = ["normz", "norms:damp", "compare:damp", "compare:dampp:boost", "odd:damp"]
+    found = problems(basic(metrics={"names": wrong}))
+    assert found == [
+        'x.toml: metrics.names: unknown measure "normz"; did you mean \'norms\'? allowed: norms, compare, odd',
+        'x.toml: metrics.names: must be written "norms", got "norms:damp"',
+        'x.toml: metrics.names: must be written "compare:METHOD:METHOD", got "compare:damp"',
+        'x.toml: metrics.names: unknown method "dampp" in "compare:dampp:boost"; did you mean \'damp\'? allowed: damp, '
+        "none, boost",
+        "x.toml: metrics.names: damp is odd",
+    ]
+
+
+def test_measures_are_no_part_of_any_identity() -> None:
+    plain = parse(BASIC).resolve(registry())
+    for metrics in ({"names": "norms"}, {"names": ["compare:damp:boost", "norms"], "search": True}):
+        measured = parse(basic(metrics=metrics)).resolve(registry())
+        assert measured.sweep_id == plain.sweep_id
+        assert measured.trial("damp").trial_id == plain.trial("damp").trial_id
+    both = parse(basic(metrics={"names": ["norms", "compare:damp:boost"], "search": True}))
+    assert both.metrics.during("search") == ("compare:damp:boost", "norms")
+    assert parse(basic(metrics={"names": "norms"})).metrics.during("race") == ()
+    assert parse(basic(metrics={"names": "norms"})).metrics.during("confirm") == ("norms",)

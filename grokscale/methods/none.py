@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from grokscale.entries import Method
 from grokscale.transform import Transform, stateless
-
-DEFAULTS: dict[str, Any] = {}
-SPACE: dict[str, Any] = {}
 
 
 def none() -> Transform:
     """g -> g."""
     return stateless(lambda grads, params, *, step: dict(grads))
+
+
+METHODS = [Method("none", "g' = g", "the optimiser alone", none, neutral={}, flops=lambda *_: 0.0)]

@@ -35,16 +35,22 @@ def curve_figure(store: Store, trial_id: str, title: str | None = None) -> Figur
 
 
 def figure_files(store: Store, sweep: str | None = None) -> dict[str, bytes]:
-    """Every figure of a sweep as files: <name>-survival.svg, .png, <name>-accuracy-<arm>.svg, .png."""
-    from grokscale.report import figures
+    """Every figure of a sweep as files: <name>-survival.svg, .png, <name>-accuracy-<arm>.svg, .png; where they are
+    there also <name>-map-<arm> of a grid and <name>-trajectories of measured ones."""
+    from grokscale.report import figures, maps, paths
+    from grokscale.report.text import without_cells
     from grokscale.report.view import curves_of
 
     view = collect(store, sweep)
     drawn = {"survival": (figures.draw_survival(view), "Share of seeds not yet grokked against the step")}
-    for arm in view.arms:
+    for arm in without_cells(view).arms:
         curves = curves_of(store, arm.trial_id, [row["seed"] for row in arm.rows])
         drawing = figures.draw_curves(curves, arm.name, figures.look(view, arm)[0])
         drawn[f"accuracy-{arm.name}"] = (drawing, f"Accuracy of {arm.name} against the step")
+    for one in maps.maps(view):
+        drawn[f"map-{one.arm}"] = (maps.draw(one), f"Median grok step of {one.arm} over the grid")
+    if (went := paths.paths(store, without_cells(view))) is not None:
+        drawn["trajectories"] = (paths.draw(view, went), "Where training went, on the plane of the baseline")
     files = {}
     for what, (figure, label) in drawn.items():
         files[f"{view.name}-{what}.svg"] = figures.svg(figure, label, standalone=True).encode()

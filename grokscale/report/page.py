@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from grokscale.report import figures, text
+from grokscale.report import figures, maps, paths, text
 from grokscale.report.view import SweepView, curves_of
 from grokscale.report.words import knobs, number
 
@@ -37,14 +37,17 @@ SURVIVAL = (
 
 def render(store: Store, view: SweepView) -> str:
     """The page of a sweep. Everything that came from a file or a user is escaped."""
+    rest = text.without_cells(view)
     facts = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in text.footer(view))
     parts = [
         f'<p class="id">{escape(view.sweep_id)}</p><h1>{escape(view.question or view.name)}</h1>',
         f'<p class="answer">{escape(text.answer(view))}</p>',
         *_warnings(view),
-        *_confirmed(view),
-        *_search(view),
-        *_accuracy(store, view),
+        *_maps(view),
+        *_confirmed(rest),
+        *_search(rest),
+        *_accuracy(store, rest),
+        *_trajectories(store, rest),
         f"<h2>Measured under</h2><dl>{facts}</dl>",
     ]
     return (
@@ -59,6 +62,14 @@ def _warnings(view: SweepView) -> list[str]:
     if not any(arm.spec.get("monitor") == "test" for arm in view.arms):
         return []
     return ['<p class="warning">monitor = test: search and methods saw the test split.</p>']
+
+
+def _maps(view: SweepView) -> list[str]:
+    parts = []
+    for i, one in enumerate(maps.maps(view)):
+        drawing = figures.svg(maps.draw(one), f"Median grok step of {one.arm} over the grid", f"m{i}-")
+        parts.append(_figure(drawing, f"{one.arm}. {maps.NOTE}"))
+    return ["<h2>Map (exploratory)</h2>", *parts] if parts else []
 
 
 def _confirmed(view: SweepView) -> list[str]:
@@ -100,6 +111,14 @@ def _accuracy(store: Store, view: SweepView) -> list[str]:
             svg = figures.svg(drawn, f"Accuracy of {arm.name} by step", f"c{i}-")
             parts.append(_figure(svg, f"{arm.name}: a line per confirmation seed."))
     return ["<h2>Accuracy</h2>", *parts] if parts else []
+
+
+def _trajectories(store: Store, view: SweepView) -> list[str]:
+    went = paths.paths(store, view)
+    if went is None:
+        return []
+    drawing = figures.svg(paths.draw(view, went), "Where training went, on the plane of the baseline", "t-")
+    return ["<h2>Trajectories (exploratory)</h2>", _figure(drawing, paths.NOTE)]
 
 
 def _figure(svg: str, caption: str) -> str:

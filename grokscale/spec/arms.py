@@ -117,7 +117,7 @@ class ArmResolver:
             )
 
     def fix(self) -> list[Address]:
-        """Write `set` into the tables; the addresses that it fixes."""
+        """Write `set`, and the optimiser that the methods bring, into the tables; the addresses that `set` fixes."""
         found: list[Address] = []
         optimiser: dict[str, Any] = {}
         spelled: dict[str, str] = {}
@@ -135,6 +135,10 @@ class ArmResolver:
                 optimiser[address[1]] = typed
             else:
                 self.tables[address[0]][address[1]] = typed
+        own = {k: v for m in self.chain for k, v in m.optimiser.items()}
+        if own and "name" not in optimiser:
+            rates = {k: self.base["optimiser"][k] for k in ("lr", "wd") if k in self.base["optimiser"]}
+            optimiser = rates | own | optimiser
         if optimiser:
 
             def path(key: str) -> Path:

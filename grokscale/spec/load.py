@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +14,11 @@ from pydantic import ValidationError
 
 from grokscale.entries import Registry
 from grokscale.errors import InputError, suggest
-from grokscale.spec.messages import RESERVED, location, say
+from grokscale.spec.claims import check_claims
+from grokscale.spec.grid import expand
+from grokscale.spec.messages import location, say
 from grokscale.spec.resolve import Resolved
-from grokscale.spec.tables import Arm, Experiment, flat_knobs, flat_settings
+from grokscale.spec.tables import Arm, Experiment, Grid, flat_knobs, flat_settings
 from grokscale.spec.where import Path, Where, dotted, shown
 
 UNNAMED = "unnamed"
@@ -73,6 +76,11 @@ def resolve_file(
 def _read(path: FilePath) -> tuple[dict[str, Any], str]:
     try:
         text = path.read_bytes().decode()
+        if path.suffix == ".json":  # as the store and a job on a cluster have it
+            data = json.loads(text)
+            if not isinstance(data, dict):
+                raise InputError([f"{path}: must hold an object, the tables of an experiment"])
+            return data, ""
         return tomllib.loads(text), text
     except FileNotFoundError:
         raise InputError([f"{path}: there is no such file; {_files_near(path)}"]) from None
@@ -84,6 +92,8 @@ def _read(path: FilePath) -> tuple[dict[str, Any], str]:
         raise InputError([f"{path}: cannot be read: {error.strerror}"]) from None
     except RecursionError:
         raise InputError([f"{path}: is nested too deeply to be an experiment"]) from None
+    except json.JSONDecodeError as error:
+        raise InputError([f"{path}:{error.lineno}: is not JSON: {error.msg} at column {error.colno}"]) from None
     except ValueError as error:  # TOMLDecodeError, or a path or number that Python itself refuses
         raise InputError([_syntax(path, str(error))]) from None
 
@@ -120,13 +130,10 @@ def _check(
     _flatten(raw)
     labels = [_label(arm) for arm in raw["arm"]] if isinstance(raw.get("arm"), list) else []
     where = Where(source, text, changed, labels)
-    for key, message in RESERVED.items():
-        if key in raw:
-            del raw[key]
-            problems.append(f"{where.at((key,))}: {message}")
     guessed = "baseline" not in raw
     if guessed and ("none" in labels or len(labels) == 1):
         raw["baseline"] = "none" if "none" in labels else labels[0]
+    problems += _multiply(raw, where)
 
     for _ in range(100):  # each round leaves out what was wrong; a file has fewer layers than that
         try:
@@ -143,6 +150,26 @@ def _check(
     experiment._where = where
     problems += [f"{where.at(path)}: {message}" for path, message in _cross(experiment)]
     return experiment, _in_order(problems, source)
+
+
+def _multiply(raw: dict[str, Any], where: Where) -> list[str]:
+    """Replace the arms that [grid] multiplies by its points; what is wrong with it, which leaves it out."""
+    if (isinstance(raw.get("grid"), dict) and raw["grid"].get("expanded") is True) or raw.get("grid", 0) is None:
+        return []  # as the store has it: the points stand among the arms
+    if "grid" not in raw or not isinstance(raw.get("arm"), list):
+        return []
+    try:
+        grid = Grid.model_validate(raw["grid"])
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        del raw["grid"]
+        return [f"{where.at(location(('grid', *d['loc'])))}: {say({**d, 'loc': ('grid', *d['loc'])})}" for d in details]
+    baseline = raw.get("baseline")
+    arms, wrong = expand(grid, raw["arm"], baseline if isinstance(baseline, str) else None)
+    found = [f"{where.at(path)}: {text}" for path, text in wrong]
+    raw["grid"] = {**raw["grid"], "expanded": True}
+    where.kept, raw["arm"] = [i for i, _ in arms], [arm for _, arm in arms]
+    return found
 
 
 def _flatten(raw: dict[str, Any]) -> None:
@@ -211,7 +238,7 @@ def _cross(experiment: Experiment) -> list[tuple[Path, str]]:
     if x.search.trials == 0 and x.confirm.seeds == 0:
         text = "search.trials = 0 and confirm.seeds = 0 leave nothing to run; raise one of them"
         found.append((("confirm", "seeds"), text))
-    return found
+    return [*found, *check_claims(experiment)]
 
 
 def _in_order(problems: list[str], source: str) -> list[str]:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -18,44 +17,16 @@ from pydantic import (
     Tag,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
+from grokscale.spec.claims import Endpoint, Paper
+from grokscale.spec.values import LABEL, Float, Int, Names, Scalar, Table, as_tuple, complaint
 from grokscale.spec.where import Where, shown
 
 if TYPE_CHECKING:
     from grokscale.entries import Registry
     from grokscale.spec.resolved import Resolved
 
-LABEL = r"^[A-Za-z0-9][A-Za-z0-9_+-]{0,63}$"
 SECTIONS = ("task", "model", "optimiser")
-
-
-def complaint(text: str) -> PydanticCustomError:
-    """An error whose text goes into the message as it stands."""
-    return PydanticCustomError("grokscale", "{text}", {"text": text})
-
-
-def _integral(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _names(value: Any) -> Any:
-    """A name stands for a list of one."""
-    if isinstance(value, str):
-        return (value,)
-    return _tuple(value)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _scalar(value: Any) -> Any:
-    if not isinstance(value, (bool, int, float, str)):
-        raise complaint(f"must be a number, a string, true or false, got {shown(value)}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise complaint(f"must be finite, got {value}")
-    return value
 
 
 def flat_settings(value: Any) -> Any:
@@ -85,6 +56,23 @@ def flat_knobs(value: Any) -> Any:
     return flat
 
 
+def flat_axes(value: Any) -> Any:
+    """Axes by flat key: a table that is no range is a section."""
+    if not isinstance(value, Mapping):
+        return value
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and not {"low", "high"} & set(item):
+            flat |= {f"{key}.{sub}": one for sub, one in flat_axes(item).items()} or {key: item}
+        else:
+            flat[key] = item
+    return flat
+
+
+def _axis_kind(value: Any) -> str:
+    return "range" if isinstance(value, (Mapping, Table)) else "list"
+
+
 def _percent(value: Any) -> Any:
     if isinstance(value, str):
         if not re.fullmatch(r"\d+(\.\d+)?\s*%", value):
@@ -93,17 +81,17 @@ def _percent(value: Any) -> Any:
     return value
 
 
-Int = Annotated[int, BeforeValidator(_integral), Field(strict=True)]
-Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
-Scalar = Annotated[Any, AfterValidator(_scalar)]
+def _bytes(value: Any) -> Any:
+    """ "8GB" as 8e9, "512MiB" as 512 x 2^20."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|[kMGT]i?B)", value)
+        if found is None:
+            raise complaint(f'must be an amount of memory such as "8GB" or "512MiB", got {shown(value)}')
+        return float(found[1]) * (1024 if "i" in found[2] else 1000) ** "BkMGT".index(found[2][0])
+    return value
+
+
 Settings = Annotated[dict[str, Any], BeforeValidator(flat_settings)]
-
-
-class Table(BaseModel):
-    """A table of the file: frozen, and strict about names and types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class OpenTable(BaseModel):
@@ -129,7 +117,7 @@ class Knob(Table):
     log: bool = False
     int: bool = False
     zero: bool = False
-    choices: Annotated[tuple[Scalar, ...], BeforeValidator(_tuple)] | None = None
+    choices: Annotated[tuple[Scalar, ...], BeforeValidator(as_tuple)] | None = None
     default: Scalar | None = None
 
     @model_validator(mode="after")
@@ -236,7 +224,7 @@ class Arm(Table):
     space: ranges of own knobs in place of the method's.  search: which own knobs to search, all by default.
     """
 
-    name: str = Field(pattern=LABEL, description="a label of letters, digits, - _ +, at most 64")
+    name: str = Field(pattern=LABEL, description="a label of letters, digits and - _ + . , : =, at most 96")
     method: Names = ()
     set: Settings = Field(default_factory=dict)
     default: Settings = Field(default_factory=dict)
@@ -247,6 +235,57 @@ class Arm(Table):
     def methods(self) -> tuple[str, ...]:
         """The chain: names of methods, in order."""
         return self.method or (self.name,)
+
+
+class Axis(Table):
+    """An axis of a Sobol grid: a range {low, high, log, int}."""
+
+    low: Float
+    high: Float
+    log: bool = False
+    int: bool = False
+
+    @model_validator(mode="after")
+    def _invariants(self) -> Axis:
+        if not self.low < self.high or (self.log and not self.low > 0):
+            bound = "0 < low < high must hold with log = true" if self.log else "low < high must hold"
+            raise complaint(f"{bound}, got low={self.low:g}, high={self.high:g}")
+        return self
+
+
+Values = Annotated[tuple[Scalar, ...], BeforeValidator(as_tuple)]
+Axes = Annotated[
+    dict[str, Annotated[Annotated[Axis, Tag("range")] | Annotated[Values, Tag("list")], Discriminator(_axis_kind)]],
+    BeforeValidator(flat_axes),
+]
+
+
+class Grid(Table):
+    """[grid]: one arm per point of `axes`, any keys that an arm's `set` may have.
+
+    axes: key -> list of values; with `points` also key -> range {low, high, log, int}.
+    points: so many points of a Sobol sequence in place of the full product.
+    arms: labels of the arms that are multiplied; left out, all but the baseline.
+    expanded: the points stand among the arms already, as in what the store keeps.
+    """
+
+    axes: Axes = Field(min_length=1, description="a table [grid.axes] with a list of values per key")
+    points: Annotated[Int, Field(ge=1, le=4096)] | None = None
+    arms: Names = ()
+    expanded: bool = False
+
+    @model_validator(mode="after")
+    def _invariants(self) -> Grid:
+        wrong = [f"axis {key} has no value" for key, axis in self.axes.items() if axis == ()]
+        if self.points is None:
+            ranges = [key for key, axis in self.axes.items() if isinstance(axis, Axis)]
+            wrong += [f"axis {key} is a range, which needs points = N (Sobol); or list its values" for key in ranges]
+            total = math.prod(len(axis) for axis in self.axes.values() if not isinstance(axis, Axis))
+            if total > 4096:
+                wrong.append(f"at most 4096 points, got {total}; take points = N for a part of them")
+        if wrong:
+            raise complaint("; ".join(wrong))
+        return self
 
 
 class Search(Table):
@@ -270,19 +309,44 @@ class Confirm(Table):
     seeds: Annotated[Int, Field(ge=0)] = 20
 
 
+class Metrics(Table):
+    """[metrics]: what to look at besides accuracy; `grokscale metrics` lists names and costs.
+
+    names: measures; one about methods is followed by theirs, "name:METHOD:METHOD".  search: in the search and the
+    race too, else in the confirmation only. No part of a trial's identity: asking later trains again.
+    """
+
+    names: Names = ()
+    search: bool = False
+
+    def during(self, phase: str) -> tuple[str, ...]:
+        """The measures to take in a phase."""
+        return tuple(sorted(set(self.names))) if self.search or phase == "confirm" else ()
+
+
 class Limits(Table):
     """[limits]: hours of wall time after which the sweep stops in order; again = resume."""
 
     hours: Annotated[Float, Field(gt=0)] | None = None
 
 
+class Cluster(Table):
+    """[cluster]: where `submit` runs a sweep; no part of what is asked. --address and GROKSCALE_ADDRESS go before."""
+
+    address: str | None = None
+
+
 class Resources(Table):
-    """[resources] of one trial: CPUs (threads), GPUs, lanes of a pack at most, devices to share the lanes."""
+    """[resources] of one trial: CPUs (threads), GPUs, lanes of a pack at most, devices to share the lanes.
+
+    memory: what its methods may remember, "8GB"; None is what the machine has.
+    """
 
     cpus: Annotated[Int, Field(ge=1)] = 1
     gpus: Annotated[Float, Field(ge=0)] = 0.0
     lanes: Annotated[Int, Field(ge=2)] = 32
     devices: Annotated[Int, Field(ge=1)] = 1
+    memory: Annotated[Float, BeforeValidator(_bytes), Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _power(self) -> Resources:
@@ -296,6 +360,8 @@ class Experiment(Table):
 
     horizon: steps after which a replica counts as not grokked; None is the task's.
     baseline: label of the arm that the others are compared with.
+    practice: labels of plain optimisers; the one that the search finds best is a second baseline.
+    aa: every arm has seeds of its own, to compare a method with itself; the arms differ in their labels only.
     tracking: MLflow's URI; None is a database beside the store, "none" is no MLflow.
     Build one with `load` or `parse`, which check it as a whole; `resolve` checks it against the registry.
     """
@@ -312,14 +378,21 @@ class Experiment(Table):
     model: Model = Model()
     optimiser: Optimiser = Optimiser()
     space: Space = Field(default_factory=dict)
-    arm: Annotated[tuple[Arm, ...], BeforeValidator(_tuple)] = Field(
+    arm: Annotated[tuple[Arm, ...], BeforeValidator(as_tuple)] = Field(
         min_length=1, description='at least one [[arm]] with name = "..."'
     )
+    grid: Grid | None = None
     search: Search = Search()
     race: Race = Race()
     confirm: Confirm = Confirm()
+    metrics: Metrics = Metrics()
+    practice: Names = ()
+    aa: bool = False
+    endpoint: Annotated[tuple[Endpoint, ...], BeforeValidator(as_tuple)] = ()
+    paper: Annotated[tuple[Paper, ...], BeforeValidator(as_tuple)] = ()
     limits: Limits = Limits()
     resources: Resources = Resources()
+    cluster: Cluster = Cluster()
     store: Annotated[str, Field(min_length=1)] = "runs"
     tracking: Annotated[str, Field(min_length=1)] | None = None
 

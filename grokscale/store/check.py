@@ -22,10 +22,9 @@ from grokscale.store.files import PART, Files, NewerSchema, StoreWarning
 from grokscale.store.generations import LEASE, MANIFEST, PIECE, Manifest, Piece, folder, latest
 from grokscale.store.reading import Reader
 from grokscale.store.relations import matching
-from grokscale.store.schemas import RULES, SCHEMAS
+from grokscale.store.schemas import ATTEMPT, LARGE, RULES, SCHEMAS
 
 QUARANTINE = "quarantine"
-_ATTEMPT = ("trial_id", "seed", "attempt")
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,8 @@ def _in_parts(files: Files, table: str, before: float, attempts: Callable[[pa.Ta
             yield Finding(path, "torn" if rows.startswith("torn") else "foreign", rows)
         elif digest in seen:
             yield Finding(path, "duplicate", f"the same bytes as {seen[digest]}")
-        elif table == "curves" and attempts is not None and _age(name) < before and not attempts(rows):
-            yield Finding(path, "orphan", "curves of attempts that no replica counts")
+        elif table in LARGE and attempts is not None and _age(name) < before and not attempts(rows):
+            yield Finding(path, "orphan", f"{table} of attempts that no replica counts")
         if not isinstance(rows, str):
             seen.setdefault(digest, name)
 
@@ -147,14 +146,14 @@ def _retired(files: Files, table: str) -> set[str]:
 
 
 def _attempts(files: Files) -> Callable[[pa.Table], int] | None:
-    """How many rows of a table of curves belong to a replica; None where the replicas cannot be read."""
+    """How many rows of a large table belong to a replica; None where the replicas cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", StoreWarning)  # what is wrong with them are findings
-            replicas = Reader(files, "replicas", keep=True).rows({}).select(_ATTEMPT)
+            replicas = Reader(files, "replicas", keep=True).rows({}).select(ATTEMPT)
     except GrokscaleError:
         return None
-    return lambda curves: matching(curves, replicas, _ATTEMPT).num_rows
+    return lambda rows: matching(rows, replicas, ATTEMPT).num_rows
 
 
 def _age(name: str) -> float:

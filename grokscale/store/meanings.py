@@ -11,10 +11,12 @@ TABLES = {
     "replicas": "What happened to one seed of one trial.",
     "trials": "What sweeps asked, and what came of it.",
     "curves": "Every evaluation of every replica.",
+    "measures": "What probes saw in a replica while it trained.",
     "sweeps": "One run of an experiment each.",
     "plans": "The confirmation of a sweep, as fixed before its first seed ran.",
     "timings": "Seconds per step of a trial alone on a device.",
     "speedups": "The answers of finished sweeps.",
+    "importances": "How much each knob mattered in a search.",
 }
 
 _SWEEP = {
@@ -72,6 +74,10 @@ MEANINGS: dict[str, dict[str, str]] = {
         "host": "machine",
         "wall_s": "seconds of its pack: throughput, not a replica's time",
         "at": _SWEEP["at"],
+        "flops_per_step": "floating-point operations of the model per step, forward and backward",
+        "method_flops": "those of the method itself per step, while it acts; null where it declares none",
+        "measured": "measures that watched it, a comma list",
+        "signatures": "what went wrong with it, a comma list of labels",
     },
     "trials": {
         "sweep_id": _SWEEP["sweep_id"],
@@ -97,7 +103,16 @@ MEANINGS: dict[str, dict[str, str]] = {
         "test_loss": "loss on test",
         "test_acc": "accuracy on test",
         "active": "whether the method acted at this step",
-        "full": "whether on full splits, not on a sample of them",
+        "full": "whether validation or test was looked at in full, not on a sample",
+        "val_full": "whether validation was",
+        "test_full": "whether test was",
+    },
+    "measures": {
+        **_TRIAL,
+        "step": "optimiser step of the look",
+        "measure": "name of the measure",
+        "value": "what it says, where it is a number",
+        "vector": "what it says, where it is several",
     },
     "sweeps": {
         "sweep_id": _SWEEP["sweep_id"],
@@ -108,6 +123,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "experiment_json": "the experiment file: JSON object",
         "version": _SWEEP["version"],
         "at": _SWEEP["at"],
+        "spaces_json": "arm -> searched knob -> range: JSON object",
     },
     "plans": {
         "sweep_id": _SWEEP["sweep_id"],
@@ -117,6 +133,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "seeds": "fresh seeds, the same for every arm",
         "key": "hash of the settings of search, race and confirmation that it was made for",
         "at": _SWEEP["at"],
+        "practice": "arm that stands for the practice baseline",
     },
     "timings": {
         "trial_id": _TRIAL["trial_id"],
@@ -157,6 +174,17 @@ MEANINGS: dict[str, dict[str, str]] = {
         "logrank_p": "log-rank test of equal survival; null where nothing grokked",
         "version": _SWEEP["version"],
         "at": _SWEEP["at"],
+        "p_holm": "p after Holm over the arms of one baseline and clock",
+        "paired": "whether the seeds are pairs: same split, initialisation and order",
+    },
+    "importances": {
+        "sweep_id": _SWEEP["sweep_id"],
+        "arm": "label of the arm",
+        "knob": "searched knob",
+        "share": "share of the variance of the search's objective that the knob accounts for, 0 to 1",
+        "trials": "trials that this comes from",
+        "version": _SWEEP["version"],
+        "at": _SWEEP["at"],
     },
 }
 
@@ -182,4 +210,6 @@ def _lines(table: str) -> str:
 
 def _kind(kind: pa.DataType) -> str:
     names = {pa.int64(): "int", pa.float64(): "float", pa.string(): "text", pa.bool_(): "bool"}
-    return names.get(kind, "ints" if pa.types.is_list(kind) else "time")
+    if pa.types.is_list(kind):
+        return names[kind.value_type] + "s"
+    return names.get(kind, "time")

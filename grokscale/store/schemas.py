@@ -18,6 +18,7 @@ _TYPES = {
     "int": pa.int64(),
     "ints": pa.list_(pa.int64()),
     "float": pa.float64(),
+    "floats": pa.list_(pa.float64()),
     "str": pa.string(),
     "bool": pa.bool_(),
     "time": pa.timestamp("us", tz="UTC"),
@@ -25,7 +26,14 @@ _TYPES = {
 
 # column:type, with ? where null is allowed. Steps are optimiser steps; wall_s and seconds_* are seconds.
 # `attempt` names one try at a replica, continued from its checkpoint or not: a string unique to that try, the
-# same in `replicas` and `curves`, so that the points of a worker that was cut off can be told from others.
+# same in `replicas`, `curves` and `measures`, so that what a worker that was cut off wrote can be told from others.
+# `full` of a curve: val or test (or both, see val_full and test_full) were looked at in full, not on a sample.
+# `measured`, `signatures`: comma lists; null in rows older than these columns.
+# flops_per_step: the whole model forward and backward, for every example whose gradient a step takes;
+# method_flops: the transform's own per step, while it is on; null where a method declares nothing.
+# spaces_json: arm -> searched knob -> range.  practice: the arm that stands for the practice baseline.
+# p_holm: over the arms of one baseline and clock.
+# share: of the variance of the search's objective that a knob accounts for, over `trials` trials.
 _COLUMNS = {
     "replicas": """
         trial_id:str seed:int attempt:str outcome:str
@@ -35,19 +43,22 @@ _COLUMNS = {
         batch:int oracle_per_step:float labels:int params:int threshold:float monitor:str
         task:str model:str method:str params_json:str spec_json:str
         device:str precision:str torch:str threads:int lanes:int compiled:bool numerics:str
-        git_sha:str? version:str host:str wall_s:float at:time""",
+        git_sha:str? version:str host:str wall_s:float at:time
+        flops_per_step:float? method_flops:float? measured:str? signatures:str?""",
     "trials": """
         sweep_id:str arm:str phase:str number:int trial_id:str seeds:ints params_json:str cap:int
         value:float? state:str error:str? at:time""",
     "curves": """
         trial_id:str seed:int attempt:str step:int
         train_loss:float train_acc:float val_loss:float val_acc:float test_loss:float test_acc:float
-        active:bool full:bool""",
+        active:bool full:bool val_full:bool? test_full:bool?""",
+    "measures": """
+        trial_id:str seed:int attempt:str step:int measure:str value:float? vector:floats?""",
     "sweeps": """
         sweep_id:str name:str question:str baseline:str horizon:int experiment_json:str version:str
-        at:time""",
+        at:time spaces_json:str?""",
     "plans": """
-        sweep_id:str block:int tau:int winners_json:str seeds:ints key:str at:time""",
+        sweep_id:str block:int tau:int winners_json:str seeds:ints key:str at:time practice:str?""",
     "timings": """
         trial_id:str device:str threads:int seconds_on:float seconds_off:float torch:str host:str at:time""",
     "speedups": """
@@ -55,7 +66,10 @@ _COLUMNS = {
         s:float lo:float hi:float n:int p:float corr:float?
         censored_base:int censored_arm:int bound:str horizon:int
         s_half:float? rmst_ratio:float? rmst_lo:float? rmst_hi:float? median_base:float? median_arm:float?
-        success_base:float success_arm:float p_sooner:float logrank_p:float? version:str at:time""",
+        success_base:float success_arm:float p_sooner:float logrank_p:float? version:str at:time
+        p_holm:float? paired:bool?""",
+    "importances": """
+        sweep_id:str arm:str knob:str share:float trials:int version:str at:time""",
 }
 
 
@@ -68,6 +82,9 @@ def _schema(columns: str) -> pa.Schema:
 
 
 SCHEMAS: dict[str, pa.Schema] = {table: _schema(columns) for table, columns in _COLUMNS.items()}
+
+LARGE = ("curves", "measures")  # many rows per replica, of the attempt that counts
+ATTEMPT = ("trial_id", "seed", "attempt")  # what ties them to it
 
 
 @dataclass(frozen=True)
@@ -86,9 +103,11 @@ RULES = {
     "replicas": Rule(("trial_id", "seed"), ("outcome", "-observed_to", "-at", "attempt")),
     "trials": Rule(("sweep_id", "arm", "phase", "number", "seeds"), ("state", "-at")),
     "curves": Rule(("trial_id", "seed", "attempt", "step"), ()),
-    "sweeps": Rule(("sweep_id",), ("at",)),
+    "measures": Rule(("trial_id", "seed", "attempt", "step", "measure"), ()),
+    "sweeps": Rule(("sweep_id",), ("-at",)),
     "plans": Rule(("sweep_id", "block"), ("at",)),
     "timings": Rule(("trial_id", "device", "threads"), ("-at",)),
+    "importances": Rule(("sweep_id", "arm", "knob"), ("-at",)),
     "speedups": Rule(("sweep_id", "block", "arm", "baseline", "clock", "phase"), ("-at",)),
 }
 

@@ -11,9 +11,8 @@ import pyarrow.dataset as ds
 from grokscale.errors import InputError
 from grokscale.store.files import Files
 from grokscale.store.reading import Scan
-from grokscale.store.schemas import RULES, SCHEMAS
+from grokscale.store.schemas import ATTEMPT, LARGE, RULES, SCHEMAS
 
-_ATTEMPT = ("trial_id", "seed", "attempt")
 _REFUSED = "allowed is one SELECT over the views; no files, no network, no settings, no extensions"
 
 
@@ -39,9 +38,9 @@ def run(query: str, files: Files, scans: Mapping[str, Scan], *, memory: str) -> 
         connection.execute("SET python_enable_replacements=false")
         relations = {name: _relation(connection, files, name, scan) for name, scan in scans.items()}
         for name, relation in relations.items():
-            if name == "curves":  # of the attempt that counts
-                replicas = relations["replicas"].project(", ".join(_ATTEMPT)).set_alias("r")
-                same = " AND ".join(f"c.{column} = r.{column}" for column in _ATTEMPT)
+            if name in LARGE:  # of the attempt that counts
+                replicas = relations["replicas"].project(", ".join(ATTEMPT)).set_alias("r")
+                same = " AND ".join(f"c.{column} = r.{column}" for column in ATTEMPT)
                 relation = relation.set_alias("c").join(replicas, same, how="semi")
             relation.create_view(name)
         for setting in (

@@ -15,7 +15,7 @@ from grokscale.store.files import Files
 from grokscale.store.generations import nothing
 from grokscale.store.reading import Reader, Scan
 from grokscale.store.relations import JOINED, join, matching, per_seed, select, to_rows
-from grokscale.store.schemas import RULES, SCHEMAS, Rows, to_table
+from grokscale.store.schemas import ATTEMPT, LARGE, RULES, SCHEMAS, Rows, to_table
 
 if TYPE_CHECKING:
     from grokscale.store.check import Finding
@@ -36,7 +36,7 @@ class Store:
         self._files = Files(root, filesystem)
         self._filesystem = filesystem
         self._lock = threading.RLock()
-        self._readers = {table: Reader(self._files, table, keep=table != "curves") for table in SCHEMAS}
+        self._readers = {table: Reader(self._files, table, keep=table not in LARGE) for table in SCHEMAS}
 
     def __repr__(self) -> str:
         return f"Store({self.root!r})"
@@ -83,13 +83,13 @@ class Store:
         """The rows of a table that count, in the order of their keys.
 
         filters: column=value, column=[values], column=None for null; sweep= takes a sweep's id, or its name
-        for the latest of that name. For replicas and curves sweep=, arm=, phase=, number= join the trials:
-        these columns are added, and a replica that several trials share appears once for each.
+        for the latest of that name. For replicas, curves and measures sweep=, arm=, phase=, number= join the
+        trials: these columns are added, and a replica that several trials share appears once for each.
         """
         _known_table(table)
         if "sweep" in filters:
             filters["sweep_id"] = self.find_sweep(filters.pop("sweep"))
-        if table not in ("replicas", "curves") or not filters.keys() & set(JOINED):
+        if table not in ("replicas", *LARGE) or not filters.keys() & set(JOINED):
             return select(table, self._read(table, filters), filters)
         of_trial = {name: filters.pop(name) for name in JOINED if name in filters}
         seeds = per_seed(select("trials", self._read("trials", of_trial), of_trial))
@@ -108,6 +108,10 @@ class Store:
     def curves(self, **filters: Any) -> pa.Table:
         """One row per replica and evaluation, of the attempt that counts; see `table`."""
         return self.table("curves", **filters)
+
+    def measures(self, **filters: Any) -> pa.Table:
+        """One row per replica, look and measure, of the attempt that counts; see `table`."""
+        return self.table("measures", **filters)
 
     def trials(self, **filters: Any) -> pa.Table:
         """What sweeps asked, and what came of it; see `table`."""
@@ -142,18 +146,20 @@ class Store:
         raise InputError(f"{self.root}: no sweep '{name_or_id}'; {suggest(str(name_or_id), names)}")
 
     def sql(self, query: str, *, memory: str = "1GB") -> pa.Table:
-        """One read-only SQL query (DuckDB) over replicas, trials, curves, speedups, sweeps, plans, timings.
+        """One read-only SQL query (DuckDB) over replicas, trials, curves, measures, speedups, sweeps, plans, timings,
+        importances.
 
         It sees these views and nothing else: no files, no network, no settings. memory: what it may use.
         Raises InputError for anything but one SELECT, and for what DuckDB refuses.
         """
         from grokscale.store.sql import run  # DuckDB is only loaded by who asks
 
-        # Anything that could reach the curves says so; they are large, so others are spared them.
-        wanted = "curves" in query.lower() or "query" in query.lower()
+        # Anything that could reach a large table says so; others are spared them.
+        spared = {name for name in LARGE if name not in query.lower() and "query" not in query.lower()}
         with self._lock:
-            scans = {name: self._readers[name].scan() for name in SCHEMAS if name != "curves"}
-            scans["curves"] = self._readers["curves"].scan() if wanted else Scan(rows=nothing("curves"))
+            scans = {
+                name: Scan(rows=nothing(name)) if name in spared else self._readers[name].scan() for name in SCHEMAS
+            }
         return run(query, self._files, scans, memory=memory)
 
     def compact(self, tables: Iterable[str] = tuple(SCHEMAS), *, grace: float = GRACE) -> list[Compacted]:
@@ -183,16 +189,16 @@ class Store:
     def _read(self, table: str, filters: Mapping[str, Any] | None = None) -> pa.Table:
         """The rows that count, at least those that the filters select.
 
-        Replicas are read before curves: a worker writes a replica's curve before its row, so every row has its curve.
+        Replicas are read before the large tables: a worker writes these first, so every replica has its curve.
         """
         narrow = {name: value for name, value in (filters or {}).items() if name in RULES[table].keys}
         with self._lock:
-            if table != "curves":
+            if table not in LARGE:
                 return self._readers[table].rows(narrow)
-            narrow = {name: value for name, value in narrow.items() if name in ("trial_id", "seed")}
-            replicas = self._readers["replicas"].rows(narrow)
-            rows = self._readers["curves"].rows(narrow)
-        return matching(rows, select("replicas", replicas, narrow), ("trial_id", "seed", "attempt"))
+            of_replica = {name: value for name, value in narrow.items() if name in ("trial_id", "seed")}
+            replicas = select("replicas", self._readers["replicas"].rows(of_replica), of_replica)
+            rows = self._readers[table].rows(of_replica)
+        return matching(rows, replicas, ATTEMPT)
 
 
 def _reopen(root: str, filesystem: pafs.FileSystem | None) -> Store:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grokscale.entries import TaskEntry
 from grokscale.rng import generator
 from grokscale.tasks.base import Inputs, Split, Splits, Task
 
@@ -58,3 +59,11 @@ def parity(n: int = 100, k: int = 3, n_train: int = 2000, n_val: int = 10_000, n
         loss=LOSSES[loss],
         correct=lambda out, y: y * out.squeeze(-1) > 0,
     )
+
+
+TASKS = [
+    TaskEntry(
+        "parity", "y = x_1 ... x_k among n signs", "EGD, arXiv 2510.04930; Barak et al. 2022",
+        parity, DEFAULTS, horizon=100_000, model=MODEL, optimiser=OPTIMISER,
+    ),
+]
