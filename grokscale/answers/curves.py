@@ -92,9 +92,7 @@ def _row(one: Endpoint, base: tuple[Side, list[Curve]], arm: tuple[Side, list[Cu
         ) from None
 
 
-def _time_to(
-    one: Endpoint, tau: int, base: list[Curve], arm: list[Curve], rng: np.random.Generator
-) -> dict[str, Any]:
+def _time_to(one: Endpoint, tau: int, base: list[Curve], arm: list[Curve], rng: np.random.Generator) -> dict[str, Any]:
     assert one.threshold is not None
     x, y = ([ends.time_to(*c, tau, one.threshold, up=one.up) for c in side] for side in (base, arm))
     s = stats.paired_speedup(x, y, tau, rng=rng)
