@@ -4,6 +4,7 @@ sides      one side of a comparison: an arm's confirmed replicas, and what both 
 compare    S of every arm over the baselines on every clock, the rows of `speedups`
 curves     endpoints of other metrics, a row per endpoint and arm
 papers     published values against our seeds, a row per [[paper]]
+tasks      several sweeps as one answer
 summary    outcomes, medians and delays, a row per arm
 """
 
@@ -12,5 +13,6 @@ from grokscale.answers.curves import endpoints
 from grokscale.answers.papers import verdicts
 from grokscale.answers.sides import seeds_of
 from grokscale.answers.summary import arms
+from grokscale.answers.tasks import Across, across
 
-__all__ = ["arms", "compare", "compute", "endpoints", "seeds_of", "speedups", "verdicts"]
+__all__ = ["Across", "across", "arms", "compare", "compute", "endpoints", "seeds_of", "speedups", "verdicts"]
