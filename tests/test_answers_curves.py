@@ -52,7 +52,7 @@ def test_a_final_accuracy_is_a_paired_difference_with_a_margin(store: Store):
     assert (row["arm"], row["baseline"], row["scale"], row["kind"], row["p"]) == (
         "swift", "plain", "difference", "final", 1.0)  # fmt: skip
     assert row["noninferior"] is False and theirs.lo < -0.2
-    assert summary(row) == "+0.0333 [-0.254, +0.32], not shown to lose less than 0.2"
+    assert summary(row) == "+0.0333 [-0.254, +0.32], loss < 0.2 not shown"
 
 
 def test_losses_speak_for_the_arm_where_they_are_lower(store: Store):

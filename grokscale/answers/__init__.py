@@ -6,6 +6,7 @@ curves     endpoints of other metrics, a row per endpoint and arm
 papers     published values against our seeds, a row per [[paper]]
 tasks      several sweeps as one answer
 summary    outcomes, medians and delays, a row per arm
+tuning     flags of a search, S against the tuning budget, one-knob slices
 """
 
 from grokscale.answers.compare import compare, compute, speedups
@@ -14,5 +15,20 @@ from grokscale.answers.papers import verdicts
 from grokscale.answers.sides import seeds_of
 from grokscale.answers.summary import arms
 from grokscale.answers.tasks import Across, across
+from grokscale.answers.tuning import budget, flags, importances, slices
 
-__all__ = ["Across", "across", "arms", "compare", "compute", "endpoints", "seeds_of", "speedups", "verdicts"]
+__all__ = [
+    "Across",
+    "across",
+    "arms",
+    "budget",
+    "compare",
+    "compute",
+    "endpoints",
+    "flags",
+    "importances",
+    "seeds_of",
+    "slices",
+    "speedups",
+    "verdicts",
+]

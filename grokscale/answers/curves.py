@@ -122,7 +122,7 @@ def _filled(one: Endpoint, base: float, mine: float, found: stats.Interval, p: f
 
 
 def summary(row: Row) -> str:
-    """A row of `endpoints` in words: "+0.012 [+0.004, +0.02], shown to lose less than 0.005"."""
+    """A row of `endpoints` in words: "+0.012 [+0.004, +0.02], loss < 0.005"."""
     lo, hi = row["lo"], row["hi"]
     if row["scale"] == "ratio":
         least = ">= " if row["bound"] == ">=" else ""
@@ -132,5 +132,5 @@ def summary(row: Row) -> str:
         interval = f" [{lo:+.3g}, {hi:+.3g}]" if math.isfinite(hi) else ""
         text = f"{row['value']:+.3g}{interval}"
     if row["noninferior"] is not None:
-        text += f", {'' if row['noninferior'] else 'not '}shown to lose less than {row['margin']:g}"
+        text += f", loss < {row['margin']:g}{'' if row['noninferior'] else ' not shown'}"
     return text
