@@ -1,4 +1,5 @@
 # make demo: one question answered, from an empty machine.  make test: linters, types, the whole suite.
+# make bench: speed, side by side with the ordinary way; wants an idle machine.
 # Both set up .venv once, with the versions of constraints.txt. PIP_ARGS goes to pip, for example an index that has
 # builds of torch without CUDA, which are a tenth of the size.
 
@@ -7,7 +8,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint
+.PHONY: demo test lint bench
 
 demo: $(READY)
 	$(BIN)/grokscale sweep experiments/quickstart.toml
@@ -18,6 +19,9 @@ test: lint
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --write benchmarks/RESULTS.md
 
 $(READY): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from grokscale.answers import speedups
     from grokscale.errors import GrokscaleError, InputError
+    from grokscale.explain import associations
     from grokscale.spec import Experiment, TrialSpec, load
     from grokscale.store import Store
     from grokscale.train import Evaluation, train
@@ -31,6 +32,7 @@ _HOME = {
     "InputError": "errors",
     "Store": "store",
     "TrialSpec": "spec",
+    "associations": "explain",
     "load": "spec",
     "speedups": "answers",
     "train": "train",
@@ -44,6 +46,7 @@ __all__ = [
     "InputError",
     "Store",
     "TrialSpec",
+    "associations",
     "load",
     "speedups",
     "train",

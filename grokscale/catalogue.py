@@ -1,4 +1,4 @@
-"""What can be named in an experiment file, as text: `grokscale methods`, `grokscale tasks`."""
+"""What can be named in an experiment file, as text: `grokscale methods`, `grokscale tasks`, `metrics`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from grokscale.data import examine, expected
 from grokscale.entries import Registry
 from grokscale.report.words import WIDTH, plain
 
@@ -39,6 +40,30 @@ def tasks(registry: Registry) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def metrics(registry: Registry) -> str:
+    """Every measure with its columns, its source and its cost."""
+    blocks = []
+    for entry in registry.measures.values():
+        rows = [f"{column}: {what}" for column, what in entry.columns.items()]
+        name = ":".join([entry.name, *["METHOD"] * entry.methods])
+        blocks.append(_block(name, f"cost: {entry.cost}", entry.source, rows))
+    return "\n\n".join(blocks) + "\n"
+
+
+def data(registry: Registry) -> str:
+    """Every dataset with its source and the state of its files."""
+    blocks = []
+    for entry in registry.tasks.values():
+        if (dataset := entry.dataset) is None:
+            continue
+        lines = [_block(dataset.name, dataset.source, dataset.url, [])]
+        lines += [f"    {found.path}: {found.problem or 'is right'}" for found in examine(dataset)]  # paths stay whole
+        if not expected(dataset)[1]:
+            lines.append("    these are your own files, not the published ones: results compare with no paper's")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
 def _block(name: str, what: str, source: str, rows: list[str]) -> str:
     lines = [name, *_wrap(what), *_wrap(source), *(line for row in rows for line in _wrap(row, "    "))]
     return "\n".join(lines)
@@ -58,5 +83,5 @@ def _range(distribution: Any) -> str:
         return ""
     if hasattr(distribution, "choices"):
         return f"  searched among {', '.join(plain(choice) for choice in distribution.choices)}"
-    log = ", log" if distribution.log else ""
+    log = ", log in 1 - x" if getattr(distribution, "complement", False) else ", log" if distribution.log else ""
     return f"  searched {plain(distribution.low)} to {plain(distribution.high)}{log}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -12,10 +13,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from grokscale.errors import GrokscaleError
+
+LOOKS = 20  # times that a lock is tried before it counts as another driver's
 
 
 class SweepInterrupted(GrokscaleError):
@@ -68,18 +72,52 @@ class Stop:
             raise SweepInterrupted(str(self.reason), f"{said}; everything so far is saved, the same command goes on")
 
 
+@dataclass(frozen=True)
+class Holder:
+    """The process that runs a sweep."""
+
+    pid: int
+    host: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+    @property
+    def here(self) -> bool:
+        """Can it be sent a signal from this machine?"""
+        return self.host == socket.gethostname()
+
+
+def holder(path: Path) -> Holder | None:
+    """Who holds the lock of a sweep; None where nobody does."""
+    if not path.exists():
+        return None
+    with path.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            found = re.fullmatch(r"process (\d+) on (.*)", file.read().strip())
+            return Holder(int(found[1]), found[2]) if found else Holder(0, "an unknown machine")
+    return None
+
+
 @contextmanager
 def locked(path: Path, sweep_id: str) -> Iterator[None]:
     """One driver per sweep: an flock, which the system lets go of when the driver ends, however it ends."""
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise GrokscaleError(
-                f"sweep {sweep_id} is being run by {holder}; wait for it, or stop it there with Ctrl-C (lock: {path})"
-            ) from None
+        for left in reversed(range(LOOKS)):  # more than once: somebody may only be looking whether it is held
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+                if left:
+                    continue
+                file.seek(0)
+                raise GrokscaleError(
+                    f"sweep {sweep_id} is being run by {file.read().strip() or 'another process'}; wait for it, or stop"
+                    f" it with `grokscale stop {sweep_id}` (lock: {path})"
+                ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

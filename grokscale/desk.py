@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.5  # progress is told at most this often
 ERROR_CHARS = 8000
 Key = tuple[str, str, int]  # phase, arm, number
-_NEEDED = ("trial_id", "seed", "grok_step", "val_grok_step", "diverged_step", "observed_to")
+_NEEDED = ("trial_id", "seed", "grok_step", "val_grok_step", "diverged_step", "observed_to", "measured")
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ class Ledger:
         """Take in what workers have added of a trial."""
         self._replicas |= self.store.answered([trial_id])
 
-    def missing(self, job: Job) -> list[int]:
-        """The seeds of a job that no stored replica answers."""
+    def missing(self, job: Job, metrics: Sequence[str] = ()) -> list[int]:
+        """The seeds of a job that no stored replica answers, its measures included."""
         rows = ((seed, self._replicas.get((job.trial_id, seed))) for seed in job.seeds)
-        return [seed for seed, row in rows if row is None or not answers(row, job.cap, job.until)]
+        return [seed for seed, row in rows if row is None or not answers(row, job.cap, job.until, metrics)]
 
     def rows(self, trial_id: str, seeds: Sequence[int]) -> list[Mapping[str, Any]]:
         """The replicas there are of a trial, in the order of `seeds`."""
@@ -126,7 +126,7 @@ class _Running:
 class PhaseDesk:
     """Hands out the jobs of a plan; `tuner.Desk` is what Tune's side asks of it.
 
-    worker: what a worker is told besides the job (root, lanes, threads, device).
+    worker: what a worker is told besides the job (root, lanes, threads, device, data, metrics).
     """
 
     plan: Plan
@@ -143,6 +143,7 @@ class PhaseDesk:
         self._running: dict[Key, _Running] = {}
         self._arms = {arm: ArmProgress(arm, total) for arm, total in self.plan.sizes.items()}
         self._began, self._told, self._ran = time.monotonic(), -math.inf, 0
+        self._metrics: tuple[str, ...] = tuple(self.worker.get("metrics", ()))
 
     @property
     def through(self) -> bool:
@@ -153,7 +154,7 @@ class PhaseDesk:
         again = True
         while again:
             waiting = [job for job in self.plan.jobs() if job.key not in self._running]
-            known = [job for job in waiting if not self.ledger.missing(job)]
+            known = [job for job in waiting if not self.ledger.missing(job, self._metrics)]
             for job in known:
                 self.reused += 1
                 self._end(job)
@@ -166,7 +167,7 @@ class PhaseDesk:
         for job in self.plan.jobs():
             if job.key in self._running or job.trial_id in busy:
                 continue
-            seeds = self.ledger.missing(job)
+            seeds = self.ledger.missing(job, self._metrics)
             self._running[job.key] = _Running(job, seeds)
             self.ledger.file(job, "asked")
             self.ledger.flush()
@@ -190,7 +191,7 @@ class PhaseDesk:
         running = self._running.pop(key)
         job = running.job
         self.ledger.refresh(job.trial_id)
-        if unanswered := self.ledger.missing(job):
+        if unanswered := self.ledger.missing(job, self._metrics):
             self._fail(job, f"the worker ended, but the store has no answer for the seeds {unanswered}")
             return
         self.trained += len(running.seeds)

@@ -1,4 +1,4 @@
-"""What METHODS, TASKS and MODELS hold: everything about a method, a task or a model but its code.
+"""What METHODS, TASKS, MODELS and MEASURES hold: everything about an entry but its code.
 
 Free of torch: checking an experiment file needs the entries, not the tensors. A factory raises ValueError
 with a text that states the invariant, then the value, for a setting that makes no sense; `spec` shows it
@@ -7,12 +7,15 @@ beside the key.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
+
+    from grokscale.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,9 @@ class Method:
     neutral: knobs with which the method changes nothing, None where it has no off.
     optimiser: settings that an arm with this method takes unless it names others: a method that is an optimiser
         itself (its update is final) asks for plain SGD behind it.
-    flops: (parameter shapes, knobs) -> the transform's own floating-point operations per step.
+    flops: (parameter shapes, roles, knobs) -> the transform's own floating-point operations per step and replica.
+    memory: (parameter shapes, roles, knobs, bytes of a number) -> bytes of what the method remembers, per replica;
+        for a method that remembers much. Shown before a run, and refused above a limit.
     """
 
     name: str
@@ -42,6 +47,7 @@ class Method:
     neutral: Mapping[str, Any] | None = None
     optimiser: Mapping[str, Any] = field(default_factory=dict)
     flops: Callable[..., float] | None = None
+    memory: Callable[..., float] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class TaskEntry:
     model: preset of the [model] table, "name" among the keys.
     optimiser: preset of the [optimiser] table, "name" among the keys.
     data: options -> hash of the files read, for a task that reads files.
+    dataset: those files, for `grokscale data`.
     """
 
     name: str
@@ -70,6 +77,7 @@ class TaskEntry:
     model: Mapping[str, Any] = field(default_factory=dict)
     optimiser: Mapping[str, Any] = field(default_factory=dict)
     data: Callable[..., str] | None = None
+    dataset: Dataset | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,31 @@ class ModelEntry:
     version: int = 1
 
 
+def content_digest(content: bytes) -> str:
+    """What stands for a file's content in a knob, and so in a trial's identity: 12 hex digits of its sha256."""
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Something to look at while a replica trains. It changes no number of a trial, and costs nothing when off.
+
+    name: what `[metrics] names` calls it; one that is about methods is followed by theirs, "name:METHOD:METHOD".
+    columns: column of `measures` -> what it is; "x/TENSOR" stands for one per tensor.
+    source: paper or section it restates.
+    cost: what it adds to a step and to a look, in words; N is the number of parameters.
+    factory: a (name, Transform) pair for each of its methods -> grokscale.metrics.Probe.
+    methods: how many methods it is about.
+    """
+
+    name: str
+    columns: Mapping[str, str]
+    source: str
+    cost: str
+    factory: Callable[..., Any]
+    methods: int = 0
+
+
 @dataclass(frozen=True)
 class Registry:
     """Everything that can be named in an experiment file.
@@ -100,3 +133,4 @@ class Registry:
     tasks: Mapping[str, TaskEntry]
     models: Mapping[str, ModelEntry]
     plugins: Mapping[str, str] = field(default_factory=dict)
+    measures: Mapping[str, Measure] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,8 +121,13 @@ def finished(curve: Mapping[str, np.ndarray], *, threshold: float, step: int, ho
     return step >= horizon and not waiting
 
 
-def answers(row: Mapping[str, Any], horizon: int, until: str) -> bool:
-    """Does a stored replica answer a request for (horizon, until) without training a step more?"""
+def answers(row: Mapping[str, Any], horizon: int, until: str, metrics: Sequence[str] = ()) -> bool:
+    """Does a stored replica answer a request for (horizon, until) without training a step more?
+
+    metrics: the measures that are asked for; one that was not taken means training it again.
+    """
+    if not set(metrics) <= set(measured(row)):
+        return False
     if row["diverged_step"] is not None:
         return True
     grok, val = row["grok_step"], row["val_grok_step"]
@@ -131,3 +136,29 @@ def answers(row: Mapping[str, Any], horizon: int, until: str) -> bool:
             return row["observed_to"] >= STABLE * grok
         return (val is not None and val <= horizon) or row["observed_to"] >= horizon
     return row["observed_to"] >= horizon
+
+
+def measured(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The measures that were taken of a stored replica."""
+    return tuple(name for name in (row.get("measured") or "").split(",") if name)
+
+
+class Again(NamedTuple):
+    """What replicas have to do when they are trained again, so that the new rows are worth more than the old ones.
+
+    at_least: the step to which they were watched already.  metrics: what is asked for, and what was taken already.
+    """
+
+    at_least: int
+    metrics: tuple[str, ...]
+
+
+def again(rows: Iterable[Mapping[str, Any]], metrics: Sequence[str] = ()) -> Again:
+    """`rows`: those there are of the replicas of a pack that is about to be trained.
+
+    Of two rows of a replica the one that was watched longer counts, and an answer must never be lost: so a replica
+    trained again for its measures is watched as long as before, and one trained on is measured as before.
+    """
+    rows = list(rows)
+    return Again(max((row["observed_to"] for row in rows), default=0),
+                 tuple(sorted({*metrics, *(name for row in rows for name in measured(row))})))

@@ -1,4 +1,4 @@
-"""A finished pack as a part of the store: the engine's rows with where and how they came about."""
+"""A finished pack as a part of the store: the engine's rows with where and how they came about, and their labels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import functools
 import platform
 import subprocess
 import uuid
+from collections import defaultdict
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +17,8 @@ import numpy as np
 import torch
 
 from grokscale.entries import Registry
+from grokscale.outcomes import Outcome
+from grokscale.signatures import Measures, signatures
 from grokscale.spec import TrialSpec
 from grokscale.spec.trial import canonical_json
 from grokscale.store import Store
@@ -23,20 +27,48 @@ from grokscale.train import Evaluation, timing
 
 def write_part(store: Store, spec: TrialSpec, evaluation: Evaluation, *, device: str = "cpu", wall_s: float,
                attempt: str | None = None) -> list[dict[str, Any]]:
-    """Append the curves and then the replicas of a pack that is done; the replicas' rows as written.
+    """Append the curves, the measures and then the replicas of a pack that is done; the replicas' rows as written.
 
-    The replicas' file is the commit: without it the curves count for nothing, whatever cut the worker off.
+    The replicas' file is the commit: without it the others count for nothing, whatever cut the worker off.
     wall_s: seconds that this pack took here.  attempt: unique name of this try, a fresh one by default.
     """
     attempt = attempt or uuid.uuid4().hex
     curves: dict[str, Any] = dict(evaluation.curves())
     count = len(curves["seed"])
     store.append("curves", {"trial_id": np.full(count, spec.trial_id), "attempt": np.full(count, attempt), **curves})
+    seen = evaluation.measures()
+    if seen["seed"]:
+        every = len(seen["seed"])
+        store.append("measures", {"trial_id": [spec.trial_id] * every, "attempt": [attempt] * every, **seen})
     about = provenance(spec, device)
     about |= {"attempt": attempt, "wall_s": wall_s, "at": datetime.now(UTC)}
-    rows = [{**about, **row} for row in evaluation.replicas()]
+    taken = _by_seed(seen)
+    rows = [{**about, **row, "signatures": labels(row, curves, taken[row["seed"]])} for row in evaluation.replicas()]
     store.append("replicas", rows)
     return rows
+
+
+def labels(row: Mapping[str, Any], curves: Mapping[str, Any], measures: Measures) -> str:
+    """The failure signatures of a replica (methods.md 5.5), as a comma list.
+
+    curves: the engine's columns, of all seeds.  measures: the replica's.
+    """
+    mine = curves["seed"] == row["seed"]
+    outcome = Outcome(*(row[name] for name in Outcome._fields))
+    return ",".join(signatures({name: column[mine] for name, column in curves.items()}, outcome, measures))
+
+
+def _by_seed(columns: Mapping[str, Any]) -> Mapping[int, Measures]:
+    """The measures that are numbers, by replica."""
+    lists: dict[int, dict[str, tuple[list[int], list[float]]]] = defaultdict(lambda: defaultdict(lambda: ([], [])))
+    for seed, step, name, value in zip(*(columns[c] for c in ("seed", "step", "measure", "value")), strict=True):
+        if value is not None:
+            steps, values = lists[seed][name]
+            steps.append(step)
+            values.append(value)
+    found = {
+        seed: {name: (np.array(s), np.array(v)) for name, (s, v) in mine.items()} for seed, mine in lists.items()}
+    return defaultdict(dict, found)
 
 
 def timing_row(

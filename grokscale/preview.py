@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from grokscale import search, stats
+from grokscale import memory, search, stats
 from grokscale.entries import Registry
 from grokscale.report.words import grid, number
 from grokscale.spec import Resolved, TrialSpec, seed_for
@@ -74,8 +74,13 @@ def taste(spec: TrialSpec, seeds: Sequence[int], horizon: int, registry: Registr
 
 
 def dry_run(resolved: Resolved, registry: Registry) -> str:
-    """The plan as text: trials, replicas, steps, device-hours, and the S that the confirmation can show."""
+    """The plan as text: trials, replicas, steps, device-hours, the S that the confirmation can show, memory.
+
+    Raises InputError where a method would remember more than is allowed.
+    """
     x = resolved.experiment
+    remembered = memory.largest(resolved, registry)
+    memory.refuse(resolved, remembered)
     torch.set_num_threads(x.resources.cpus)
     spec = resolved.trial(x.baseline)
     plan = phases(resolved)
@@ -113,4 +118,5 @@ def dry_run(resolved: Resolved, registry: Registry) -> str:
         lines.append(f"{x.confirm.seeds} confirmation seeds show {shown} with 80 % power.")
     else:
         lines.append("confirm.seeds = 0: everything stays exploratory.")
+    lines += memory.shown(remembered)
     return "\n".join([*lines, "Nothing was written."]) + "\n"

@@ -12,11 +12,12 @@ from grokscale.errors import InputError
 
 
 def load(plugins: Sequence[str] = ()) -> Registry:
-    """The registry after importing `plugins`, modules that add to METHODS, TASKS or MODELS when imported.
+    """The registry after importing `plugins`, modules that add to METHODS, TASKS, MODELS or MEASURES when imported.
 
     Raises InputError for a module that cannot be imported.
     """
     from grokscale.methods import METHODS
+    from grokscale.metrics import MEASURES
     from grokscale.models import MODELS
     from grokscale.tasks import TASKS
 
@@ -29,7 +30,7 @@ def load(plugins: Sequence[str] = ()) -> Registry:
                 f"plugin: module {name!r} cannot be imported: {error}; install it, or put its folder on PYTHONPATH"
             ]) from error
         hashes[name] = _source_hash(module.__file__)
-    return Registry(METHODS, TASKS, MODELS, hashes)
+    return Registry(METHODS, TASKS, MODELS, hashes, MEASURES)
 
 
 def _source_hash(file: str | None) -> str:

@@ -105,7 +105,7 @@ def propose(
     seed: of the sampler.  A longer generation begins with the shorter one's trials.
 
     The arm's points are asked first. A capped trial is told as it is valued (log horizon), a failed one is
-    not told, nor is a point outside the space (a knob's zero).
+    not told, nor is a point outside the space (a knob's zero). The sampler sees a range's own scale (`asked`).
     """
     past = sorted(ended)
     if [trial.number for trial in past] != list(range(len(past))):
@@ -115,19 +115,38 @@ def propose(
         )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP))
-    space = dict(arm.space)
+    space = {knob: asked(range_) for knob, range_ in arm.space.items()}
     for trial in past:
-        if trial.value is not None and inside(trial.params, space):
-            study.add_trial(
-                optuna.trial.create_trial(
-                    value=trial.value,
-                    params={knob: trial.params[knob] for knob in space},
-                    distributions=space,
-                )
-            )
+        if trial.value is not None and inside(trial.params, arm.space):
+            told = {knob: mirrored(trial.params[knob], range_) for knob, range_ in arm.space.items()}
+            study.add_trial(optuna.trial.create_trial(value=trial.value, params=told, distributions=space))
     points = [dict(point) for point in arm.points[len(past) : len(past) + count]]
-    drawn = [{**arm.defaults, **study.ask(space).params} for _ in range(count - len(points))]
+    drawn = []
+    for _ in range(count - len(points)):
+        answer = study.ask(space).params
+        drawn.append({**arm.defaults, **{knob: returned(answer[knob], r) for knob, r in arm.space.items()}})
     return points + drawn
+
+
+def asked(range_: BaseDistribution) -> BaseDistribution:
+    """What the sampler is asked in place of a range: of x whose `complement` matters, 1 - x on a log scale."""
+    if not getattr(range_, "complement", False):
+        return range_
+    assert isinstance(range_, FloatDistribution)
+    return FloatDistribution(1 - range_.high, 1 - range_.low, log=True)
+
+
+def mirrored(value: Any, range_: BaseDistribution) -> Any:
+    """A setting as the sampler knows it; it lies in `asked(range_)` wherever the setting lies in the range."""
+    return 1 - value if getattr(range_, "complement", False) else value
+
+
+def returned(value: Any, range_: BaseDistribution) -> Any:
+    """The sampler's answer as a setting: the way back, which rounding must not lead out of the range."""
+    if not getattr(range_, "complement", False):
+        return value
+    assert isinstance(range_, FloatDistribution)
+    return min(max(1 - value, range_.low), range_.high)
 
 
 def inside(params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> bool:

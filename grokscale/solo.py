@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from grokscale.entries import Registry
-from grokscale.outcomes import answers
+from grokscale.outcomes import again, answers
 from grokscale.parts import write_part
 from grokscale.report.text import median
 from grokscale.report.words import count, grid, knobs, number
@@ -32,23 +32,33 @@ def run(
     threads: int = 1,
     registry: Registry | None = None,
     store: Store | None = None,
+    metrics: Sequence[str] = (),
     say: Callable[[str], None] = lambda line: None,
+    at_end: Callable[[Evaluation], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Train the replicas `seeds` of a trial here and now; their rows, in the order of the seeds.
 
     store: where finished packs are appended, as a sweep's worker does it; replicas that it holds already are
-    taken from there. None: everything is trained and nothing kept.  say: told a line about once a second.
+    taken from there. None: everything is trained and nothing kept.  metrics: measures to take.
+    say: told a line about once a second.
+    at_end: given the last evaluation of every pack; everything is trained then, whatever the store holds.
     """
     torch.set_num_threads(threads)
-    known = store.answered([spec.trial_id]) if store is not None else {}
-    rows = {s: row for s in seeds if (row := known.get((spec.trial_id, s))) and answers(row, horizon, until)}
+    known = store.answered([spec.trial_id]) if store is not None and at_end is None else {}
+    held = {s: row for s in seeds if (row := known.get((spec.trial_id, s)))}
+    rows = {seed: row for seed, row in held.items() if answers(row, horizon, until, metrics)}
     if rows:
         say(f"{len(rows)} of {len(seeds)} replicas are in the store already")
     for pack in packs([seed for seed in seeds if seed not in rows], lanes):
         began = time.monotonic()
-        for evaluation in told(train(spec, pack, horizon=horizon, until=until, registry=registry), say):
+        more = again([row for seed in pack if (row := held.get(seed))], metrics)
+        run = train(spec, pack, horizon=horizon, until=until, registry=registry, metrics=more.metrics,
+                    at_least=more.at_least)
+        for evaluation in told(run, say):
             if not evaluation.done:
                 continue
+            if at_end is not None:
+                at_end(evaluation)
             if store is None:
                 rows |= {row["seed"]: row for row in evaluation.replicas()}
             else:
@@ -87,6 +97,11 @@ def line(evaluation: Evaluation, rate: float | None) -> str:
     finished = f"finished {int(evaluation.finished.sum())}/{len(evaluation.seeds)}"
     speed = "" if rate is None else f"  {rate:,.0f} steps/s"
     return f"step {evaluation.step:>9,}  {accuracies}  {finished}{speed}"
+
+
+def learns(spec: TrialSpec, registry: Registry) -> bool:
+    """Is there something that `Evaluation.learned` can give?"""
+    return Program(spec, registry, "cpu").transform.learned is not None
 
 
 def epoch_steps(spec: TrialSpec, registry: Registry) -> int:

@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from grokscale import answers, search
+from grokscale import answers, data, search
 from grokscale.control import Stop, SweepInterrupted, locked, logged
 from grokscale.desk import ArmProgress, Failure, Ledger, PhaseDesk, Phases, Progress
 from grokscale.errors import GrokscaleError
@@ -134,17 +134,16 @@ class _Sweep:
         return SweepResult(self.sweep_id, phases.trained, phases.reused, tau, tuple(self.failures))
 
     def _introduce(self) -> None:
-        """The sweep's own row, once."""
-        if not self.store.table("sweeps", sweep_id=self.sweep_id).num_rows:
-            x = self.experiment
-            row = {
-                "sweep_id": self.sweep_id, "name": x.name, "question": x.question, "baseline": x.baseline,
-                "horizon": self.resolved.horizon, "experiment_json": x.to_json(),
-                "spaces_json": canonical_json({
-                    arm.name: {knob: described(range_) for knob, range_ in arm.space.items()}
-                    for arm in self.resolved.arms
-                }),
-            }  # fmt: skip
+        """The sweep's own row: written once, and again where what may change (trials, seeds, limits) has changed."""
+        x = self.experiment
+        arms = self.resolved.arms
+        spaces = {arm.name: {knob: described(range_) for knob, range_ in arm.space.items()} for arm in arms}
+        row = {
+            "sweep_id": self.sweep_id, "name": x.name, "question": x.question, "baseline": x.baseline,
+            "horizon": self.resolved.horizon, "experiment_json": x.to_json(), "spaces_json": canonical_json(spaces),
+        }  # fmt: skip
+        known = self.store.rows("sweeps", sweep_id=self.sweep_id)
+        if not known or any(known[0][name] != value for name, value in row.items()):
             self.store.append("sweeps", [{**row, "version": package_version()}])
 
     def _phases(self) -> Iterator[PhaseDesk]:
@@ -176,7 +175,8 @@ class _Sweep:
         resources = self.experiment.resources
         worker = {
             "root": self.store.root, "lanes": resources.lanes, "threads": resources.cpus,
-            "device": "cuda" if resources.gpus else "cpu",
+            "device": "cuda" if resources.gpus else "cpu", "data": str(data.folder()),
+            "metrics": self.experiment.metrics.during(plan.phase),
         }  # fmt: skip
         log.info("phase %s: %s", plan.phase, dict(plan.sizes))
         return PhaseDesk(plan, self.ledger, horizon, worker, self._heard, self._filed, self.failures)

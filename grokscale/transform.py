@@ -65,6 +65,10 @@ class Transform(NamedTuple):
     outer: float = 0.0  # share of the training half that `outer_loss` is computed on and training never sees
     active: Callable[[State], Tensor] | None = None  # 0-d bool: does the transform act at all (a switch)
     oracle: Callable[[int, int], float] | None = None  # (batch, outer rows) -> examples whose gradient it takes a step
+    # (state, gradient that entered the chain) -> 0-d tensors worth recording, such as p_entropy and p_max of an
+    # amplifier's p; only called where they are measured, after the step's update
+    diagnostics: Callable[[State, Params], dict[str, Tensor]] | None = None
+    learned: Callable[[State], bytes] | None = None  # what the transform learned, as a file that it can start from
 
 
 def stateless(update: Callable[..., Params]) -> Transform:
@@ -80,12 +84,15 @@ def chain(*transforms: Transform) -> Transform:
 
     needs, noise and outer are joined (noise names get the position as prefix); the `after` functions run in the
     order of the chain, each with its own period; the chain is active while any member with a switch is; the
-    examples that the members take gradients of add up.
+    examples that the members take gradients of add up; where several members have diagnostics, theirs get the
+    position as prefix; what is learned is the last member's that learns.
     """
     noisy = [(i, t.noise) for i, t in enumerate(transforms) if t.noise is not None]
     afters = [t.period for t in transforms if t.after is not None]
     switches = [(i, t.active) for i, t in enumerate(transforms) if t.active is not None]
     oracles = [t.oracle for t in transforms if t.oracle is not None]
+    telling = [(i, t.diagnostics) for i, t in enumerate(transforms) if t.diagnostics is not None]
+    learners = [(i, t.learned) for i, t in enumerate(transforms) if t.learned is not None]
 
     def extras(i: int, t: Transform, extra: dict[str, Any]) -> dict[str, Any]:
         mine = {k: v for k, v in extra.items() if k in t.needs and k != "noise"}
@@ -116,6 +123,10 @@ def chain(*transforms: Transform) -> Transform:
     def active(state: State) -> Tensor:
         return torch.stack([is_on(state[i]) for i, is_on in switches]).any(0)
 
+    def diagnostics(state: State, grads: Params) -> dict[str, Tensor]:
+        told = {i: tell(state[i], grads) for i, tell in telling}
+        return {f"{i}/{k}" if len(told) > 1 else k: v for i, values in told.items() for k, v in values.items()}
+
     needs = frozenset().union(*(t.needs for t in transforms))
     return Transform(
         init=init,
@@ -127,6 +138,8 @@ def chain(*transforms: Transform) -> Transform:
         outer=max((t.outer for t in transforms), default=0.0),
         active=active if switches else None,
         oracle=(lambda batch, outer: sum(o(batch, outer) for o in oracles)) if oracles else None,
+        diagnostics=diagnostics if telling else None,
+        learned=(lambda state: learners[-1][1](state[learners[-1][0]])) if learners else None,
     )
 
 

@@ -38,6 +38,7 @@ from ray.exceptions import RayError  # noqa: E402
 from ray.tune.error import TuneError  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
+from grokscale import data  # noqa: E402
 from grokscale.errors import GrokscaleError  # noqa: E402
 from grokscale.worker import SweepTrainable, time_trial  # noqa: E402
 
@@ -231,7 +232,7 @@ class Cluster:
         """A row of `timings` for a trial that runs with nothing beside it; None where it was told to stop."""
         self.start()
         remote = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=ATTEMPTS)(time_trial)
-        ready = remote.remote(spec_json, threads, device)
+        ready = remote.remote(spec_json, threads, device, str(data.folder()))
         while not stop():
             done, _ = ray.wait([ready], timeout=0.3)
             if done:

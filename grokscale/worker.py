@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from ray import tune
 
-from grokscale import registry, stats
-from grokscale.outcomes import answers
+from grokscale import data, registry, stats
+from grokscale.outcomes import Again, again, answers
 from grokscale.parts import timing_row, write_part
 from grokscale.spec import Resolved, TrialSpec, canonical_json, parse, seed_for
 from grokscale.store import Store
@@ -38,8 +38,11 @@ class Checkpoint:
     request>.pt.
     """
 
-    def __init__(self, store: Store, spec: TrialSpec, seeds: Sequence[int], horizon: int, until: str) -> None:
-        request = hashlib.sha256(canonical_json([list(seeds), horizon, until]).encode()).hexdigest()[:12]
+    def __init__(
+        self, store: Store, spec: TrialSpec, seeds: Sequence[int], horizon: int, until: str, metrics: Sequence[str] = ()
+    ) -> None:
+        asked = [list(seeds), horizon, until, *([list(metrics)] if metrics else [])]
+        request = hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:12]
         self.path: Path = store.folder("checkpoints") / f"{spec.trial_id}-{request}.pt"
 
     def write(self, evaluation: Evaluation, wall_s: float) -> None:
@@ -82,23 +85,25 @@ class Work:
         self.horizon, self.until = int(job["horizon"]), str(job["until"])
         self.seeds = [int(seed) for seed in job["seeds"]]
         self.lanes, self.device = int(config["lanes"]), str(config["device"])
+        self.metrics: tuple[str, ...] = tuple(config.get("metrics", ()))
         self.grokked = self.finished = 0
         self._pack: tuple[Checkpoint, Evaluation, float] | None = None  # under way: where it is kept, and how far it is
 
     def __iter__(self) -> Iterator[int]:
         known = self.store.answered([self.spec.trial_id])
         rows = {seed: known.get((self.spec.trial_id, seed)) for seed in self.seeds}
-        there = {seed: row for seed, row in rows.items() if row and answers(row, self.horizon, self.until)}
+        there = {
+            seed: row for seed, row in rows.items() if row and answers(row, self.horizon, self.until, self.metrics)}
         self._count(list(there.values()))
         for pack in packs([seed for seed in self.seeds if seed not in there], self.lanes):
-            yield from self._train(pack)
+            yield from self._train(pack, again([row for seed in pack if (row := rows[seed])], self.metrics))
 
-    def _train(self, seeds: list[int]) -> Iterator[int]:
-        checkpoint = Checkpoint(self.store, self.spec, seeds, self.horizon, self.until)
+    def _train(self, seeds: list[int], again: Again) -> Iterator[int]:
+        checkpoint = Checkpoint(self.store, self.spec, seeds, self.horizon, self.until, again.metrics)
         before = (self.finished, self.grokked)
         began = kept = time.monotonic()
         spent = 0.0
-        for evaluation, earlier in self._evaluations(checkpoint, seeds):
+        for evaluation, earlier in self._evaluations(checkpoint, seeds, again):
             now = time.monotonic()
             spent = earlier + now - began
             if evaluation.done:
@@ -120,7 +125,9 @@ class Work:
         self._count(rows)
         yield evaluation.step
 
-    def _evaluations(self, checkpoint: Checkpoint, seeds: list[int]) -> Iterator[tuple[Evaluation, float]]:
+    def _evaluations(
+        self, checkpoint: Checkpoint, seeds: list[int], again: Again
+    ) -> Iterator[tuple[Evaluation, float]]:
         """The engine's evaluations, each with the seconds of earlier sittings; from the checkpoint if it
         fits.
         """
@@ -136,6 +143,8 @@ class Work:
                 state=state,
                 device=self.device,
                 registry=entries,
+                metrics=again.metrics,
+                at_least=again.at_least,
             )
 
         first, evaluations = None, run(state)
@@ -162,7 +171,7 @@ class Work:
 
 
 class SweepTrainable(tune.Trainable):
-    """One trial of a sweep. config: root, lanes, threads, device, job; the process is reused from trial to
+    """One trial of a sweep. config: root, lanes, threads, device, data, job; the process is reused from trial to
     trial.
     """
 
@@ -181,6 +190,7 @@ class SweepTrainable(tune.Trainable):
         if self._work is None or self._steps is None:
             # Begun here and not in setup: what fails here is retried and reported as the trial's own error.
             torch.set_num_threads(int(self.config["threads"]))
+            data.use(self.config["data"])  # where the driver found it: the environment need not be this process's
             if self._store is None or self._store.root != self.config["root"]:
                 self._store = Store(self.config["root"])
             self._work = Work(self._store, self.config)
@@ -199,8 +209,9 @@ class SweepTrainable(tune.Trainable):
         self._work = self._steps = None
 
 
-def time_trial(spec_json: str, threads: int, device: str) -> dict[str, Any]:
-    """A row of `timings` of a trial, on whatever runs this."""
+def time_trial(spec_json: str, threads: int, device: str, folder: str) -> dict[str, Any]:
+    """A row of `timings` of a trial, on whatever runs this. folder: where data files are."""
+    data.use(folder)
     return timing_row(TrialSpec.from_json(spec_json), threads=threads, device=device)
 
 
@@ -217,6 +228,7 @@ class MethodTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         settings = dict(self._settings)
+        data.use(settings["data"])
         count, horizon = settings["seeds"], settings["horizon"]
         resolved = _resolve(settings, {knob: value for knob, value in config.items() if knob != "seed"})
         self._spec, self._horizon = resolved.trial("arm"), horizon or resolved.horizon
@@ -304,6 +316,7 @@ def trainable(
         "plugins": list(plugins),
         "eval": fixed.pop("eval", None),
         "fixed": fixed,
+        "data": str(data.folder()),
     }
     _resolve(settings, {})
     name = "".join(part.title() for part in "-".join(methods).split("-")) + "Trainable"
@@ -312,7 +325,7 @@ def trainable(
 
 def _resolve(settings: Mapping[str, Any], varied: Mapping[str, Any]) -> Resolved:
     arm = {"name": "arm", "method": settings["methods"], "search": [], "set": {**settings["fixed"], **varied}}
-    data = {
+    experiment = {
         "name": "trainable",
         "baseline": "arm",
         "plugin": settings["plugins"],
@@ -320,5 +333,5 @@ def _resolve(settings: Mapping[str, Any], varied: Mapping[str, Any]) -> Resolved
         "arm": [arm],
     }
     if settings["eval"] is not None:
-        data["eval"] = settings["eval"]
-    return parse(data, source="trainable").resolve(registry.load(settings["plugins"]))
+        experiment["eval"] = settings["eval"]
+    return parse(experiment, source="trainable").resolve(registry.load(settings["plugins"]))

@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from grokscale.entries import Method, ModelEntry, Registry, TaskEntry
+from grokscale.entries import Measure, Method, ModelEntry, Registry, TaskEntry
 
 
 def _check(holds: bool, text: str) -> None:
@@ -40,6 +40,10 @@ def coins(n: int, k: int, bias: float, sizes: Sequence[int], label: str | None) 
 def tiny(task: Any, width: int, act: str) -> tuple[Any, ...]:
     _check(width >= 1, f"width >= 1 must hold, got width={width}")
     return task, width, act
+
+
+def odd(about: tuple[str, Any]) -> None:
+    raise ValueError(f"{about[0]} is odd")
 
 
 def registry(plugins: Sequence[str] = (), **versions: int) -> Registry:
@@ -77,9 +81,14 @@ def registry(plugins: Sequence[str] = (), **versions: int) -> Registry:
         ModelEntry("tiny", "", tiny, {"width": 16, "act": "relu"}, version=versions.get("tiny", 1)),
         ModelEntry("wide", "", lambda task, depth: depth, {"depth": 2}),
     ]
+    measures = [
+        Measure("norms", {}, "", "", lambda: "norms"),
+        Measure("compare", {}, "", "", lambda one, two: (one, two), methods=2),
+        Measure("odd", {}, "", "", odd, methods=1),
+    ]
     return Registry(
         {m.name: m for m in methods}, {t.name: t for t in tasks}, {m.name: m for m in models},
-        {name: f"sha-of-{name}" for name in plugins},
+        {name: f"sha-of-{name}" for name in plugins}, {m.name: m for m in measures},
     )  # fmt: skip
 
 

@@ -250,10 +250,48 @@ def test_run_trains_stores_and_takes_from_the_store(folder: Path) -> None:
     assert f"alone: {1e3 * timed['seconds_on']:.3g} ms a step" in again.stdout
 
 
+def test_run_takes_measures(folder: Path) -> None:
+    words = ("run", "tiny.toml", "--set", "horizon=100", "--store", "kept")
+    plain = call(*words)
+    measured = call(*words, "--metrics", "norms, compare:egd:grokfast-ema")
+    assert measured.stdout == plain.stdout and "in the store already" not in measured.stderr
+    [row] = Store("kept").replicas().to_pylist()
+    assert row["measured"] == "compare:egd:grokfast-ema,norms"
+    query = "SELECT step, value FROM measures WHERE measure = 'weight_norm' ORDER BY step"
+    found = json.loads(call("sql", query, "--format", "json", "--store", "kept").stdout)
+    assert [row["step"] for row in found][:5] == [0, 25, 50, 75, 100]
+    said = call(*words, "--metrics", "norm", code=2).stderr
+    assert "did you mean 'norms'?" in said
+
+
+def test_metrics_are_listed_with_their_costs(folder: Path) -> None:
+    said = call("metrics").stdout
+    assert "compare:METHOD:METHOD\n  cost: a step: both methods' updates" in said
+    assert "age_raw: AGE of the gradient" in said
+
+
 def test_run_without_a_store_keeps_nothing(folder: Path) -> None:
     said = call("run", "tiny.toml", "--no-store", "--seed-list", "5,6", "--set", "horizon=60").stdout
     assert [line.split()[0] for line in said.splitlines()[6:8]] == ["5", "6"]
     assert [path.name for path in folder.iterdir()] == ["tiny.toml"]
+
+
+def test_run_saves_what_was_learned_and_another_arm_starts_from_it(folder: Path) -> None:
+    Path("tiny.toml").write_text(TINY.replace('"egd-colnorm"', '"neuralgrok"'))
+    small = ("run", "tiny.toml", "--set", "horizon=60", "--arm", "neuralgrok", "--store", "kept")
+    call(*small, "--save-learned", "deep/add.pt")
+    said = call(*small, "--save-learned", "deep/add.pt").stdout  # trained again: the store holds no amplifiers
+    knob = said.splitlines()[-1].removeprefix("learned: ")
+    assert re.fullmatch(r"deep/add\.pt@[0-9a-f]{12}", knob)
+    frozen = call(*small, "--set", f'arm.neuralgrok.set.amplifier="{knob}"')
+    assert f"amplifier {knob}" in frozen.stdout
+    other = knob[:-12] + "0" * 12
+    refused = call(*small, "--set", f'arm.neuralgrok.set.amplifier="{other}"', code=2)
+    assert f"give '{knob}'" in refused.stderr
+    more = call(*small, "--seeds", "2", "--save-learned", "add.pt", code=2)
+    assert "name one seed" in more.stderr
+    nothing = call("run", "tiny.toml", "--save-learned", "add.pt", code=2)
+    assert "arm none learns nothing" in nothing.stderr
 
 
 def test_run_finds_a_plugin_beside_the_experiment(folder: Path) -> None:

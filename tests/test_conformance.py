@@ -28,7 +28,7 @@ from tests.trials import FORMS, GROKS, KNOBS, PLUGIN, REGISTRY, trial
 METHODS = sorted(
     name for name, m in REGISTRY.methods.items() if m.factory.__module__.startswith(("grokscale.methods.", PLUGIN))
 )
-EXTRAS = {"val_accuracy", "inner_grad", "outer_loss", "noise", "roles"}
+EXTRAS = {"val_accuracy", "inner_grad", "outer_loss", "noise", "roles", "lr"}
 ROLES = {
     "table": Role("hidden", 1),
     "linear": Role("hidden", 0),
@@ -66,6 +66,7 @@ def extras(transform: Transform, params: Params, step: int) -> dict[str, Any]:
             k: torch.randn(s, generator=source).to(next(iter(params.values())).dtype) for k, s in shapes.items()
         },
         "roles": ROLES,
+        "lr": 0.05,
     }
 
 
@@ -150,10 +151,28 @@ def test_defaults_are_complete_and_inside_the_space(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_numbers_outside_their_range_are_refused_with_the_knobs_name(name: str) -> None:
     wrong = {
-        "grokfast-ema": {"alpha": 1.0, "lam": -1.0, "init": "theta"},
-        "grokfast-ma": {"window": 0, "lam": -1.0, "filter_type": "median"},
-        "egd": {"eps": 0.0, "layers": "none"},
+        "grokfast-ema": {"alpha": 1.0, "lam": -1.0, "init": "theta", "part": "low", "clip": 0.0, "clip_position": "in"},
+        "grokfast-ma": {
+            "window": 0, "lam": -1.0, "filter_type": "median", "two_stage": -1, "buffer": "fp8", "part": "low",
+            "clip": 0.0, "clip_position": "in"},
+        "egd": {
+            "eps": 0.0, "layers": "none", "form": "exact", "rtol": 1.0, "polar": "qr", "blocks": 0, "refresh": 0},
+        "egd-rsvd": {"rank": 0, "power": -1, "eps": 0.0, "layers": "none"},
+        "egd-topk": {"rank": 0, "power": 0, "eps": 0.0, "rest": "double", "layers": "none"},
+        "egd-power": {"q": 3.0, "eps": 0.0, "layers": "none"},
         "egd-colnorm": {"floor": 0.0, "axis": "column", "layers": "none"},
+        "normgrad": {"c": 0.0, "scope": "row", "clip": -1.0},
+        "nap": {"every": 0, "scope": "row"},
+        "ngd-toy": {"size": 0},
+        "shampoo": {"beta": 1.0, "eps": 0.0, "every": 0},
+        "muon": {"beta": 1.0, "ns_steps": 100, "ns_dtype": "fp8", "scale": "none", "order": "both", "companion": 0.0,
+                 "beta1": 1.0, "beta2": -0.1, "eps": 0.0},
+        "ademamix": {"alpha": -1.0, "beta1": 1.0, "beta2": 1.0, "beta3": 1.0, "eps": 0.0, "alpha_warmup": -1,
+                     "beta3_warmup": -1},
+        "grokadamw": {"alpha": 1.0, "kappa": -1.0, "lam": -1.0, "gamma": 1.0, "beta1": 1.0, "beta2": 1.0, "eps": 0.0},
+        "neuralgrok": {"c": 0.0, "kind": "cnn", "width": 0, "depth": 0, "hidden": "64,", "q": -1.0, "period": 0,
+                       "rate": -1.0, "meta_wd": -1.0, "outer": 0.0, "inner_clip": -1.0, "scope": "layer",
+                       "lookahead_from": "now", "amplifier": "nowhere.pt@0123456789ab"},
     }
     for knob, value in wrong.get(name, {}).items():
         with pytest.raises(ValueError, match=rf"\b{knob}\b"):
@@ -236,6 +255,8 @@ def test_a_hyperparameter_may_be_a_tensor(name: str) -> None:
     numbers = {k: v for k, v in REGISTRY.methods[name].defaults.items() if isinstance(v, float)}
     if name == "test-look-ahead":
         del numbers["share"]  # the share of a split is structure
+    if name == "neuralgrok":
+        del numbers["outer"]
     as_tensors = make(name, **{k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()})
     for a, b in zip(replay(make(name), 20), replay(as_tensors, 20), strict=True):
         for x, y in zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True):

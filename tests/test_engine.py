@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,13 @@ from grokscale.spec import TrialSpec
 from grokscale.tasks.base import Task
 from grokscale.train import Evaluation, lanes_for, next_evaluation, packs, train
 from tests import reference as ref
+from tests import reference_egd, reference_grokfast
 from tests.trials import FORMS, GROKS, REGISTRY, trial
 from tests.twins import decoder_twin, dense_input, from_twin, two_layer_twin
 
 EVERY = {"every": 0.02, "min": 10, "examples": 1024}
 STEPS = 50
+TWINS = {**ref.METHODS, **reference_grokfast.METHODS, **reference_egd.METHODS}
 
 
 def stopped_at(spec: TrialSpec, seeds: Sequence[int], step: int, **options: Any) -> Evaluation:
@@ -54,8 +56,9 @@ def batches(seed: int, n_train: int, batch: int, drop_last: bool, steps: int) ->
 
 
 def reference_run(
-    spec: TrialSpec, seed: int, evaluate_at: Sequence[int], method: Any, steps: int = STEPS
-) -> tuple[ref.TwoLayer | ref.Decoder, ref.Trace]:
+    spec: TrialSpec, seed: int, evaluate_at: Sequence[int], method: Any, steps: int = STEPS,
+    built: Callable[..., ref.Optimiser] = ref.Optimiser,
+) -> tuple[ref.TwoLayer | ref.Decoder, ref.Trace]:  # fmt: skip
     """The slow twin of one replica, from the same first weights, splits and order."""
     options = {k: v for k, v in spec.task.items() if k != "name"}
     task: Task = REGISTRY.tasks[spec.task["name"]].factory(**options)
@@ -71,7 +74,7 @@ def reference_run(
         for name, s in (("train", drawn.train), ("val", drawn.val), ("test", drawn.test))
     }
     o = spec.optimiser
-    optimiser = ref.Optimiser(
+    optimiser = built(
         o["name"].replace("adamw", "adam"), o["lr"], o["wd"], o["momentum"], (o["beta1"], o["beta2"]), o["eps"],
         o["decay"], o["warmup"])  # fmt: skip
     losses = {"mse": ref.squared_error, "hinge": ref.hinge}
@@ -82,14 +85,17 @@ def reference_run(
     return net, trace
 
 
-def agree(spec: TrialSpec, reference: Any = None, seeds: Sequence[int] = (1, 2), within: float = 1e-9) -> ref.Trace:
+def agree(
+    spec: TrialSpec, reference: Any = None, seeds: Sequence[int] = (1, 2), within: float = 1e-9,
+    built: Callable[..., ref.Optimiser] = ref.Optimiser,
+) -> ref.Trace:  # fmt: skip
     """Every parameter after 50 steps, and every loss and accuracy on the way, of every seed."""
     evaluation = stopped_at(spec, seeds, STEPS)
     snapshot = evaluation.snapshot()
     trace = ref.Trace()
     for seed in seeds:
         method = reference() if reference else twin_of(spec.method)
-        net, trace = reference_run(spec, seed, (10, 20, 30, 40, 50), method)
+        net, trace = reference_run(spec, seed, (10, 20, 30, 40, 50), method, built=built)
         ours = curve(evaluation, seed)
         assert ours["step"].tolist() == trace.steps == [10, 20, 30, 40, 50]
         for split in ("train", "val", "test"):
@@ -112,7 +118,7 @@ def twin_of(chain: Sequence[Mapping[str, Any]]) -> Any:
         knobs = {k: v for k, v in part.items() if k not in ("name", "layers")}
         if "switch" in knobs:
             knobs["threshold"] = knobs.pop("switch")
-        made.append(ref.METHODS[part["name"]](**knobs))
+        made.append(TWINS[part["name"]](**knobs))
     return ref.Chain(*made)
 
 

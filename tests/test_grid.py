@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,3 +112,10 @@ def test_an_override_may_shorten_an_axis(tmp_path: Any) -> None:
         "[grid.axes]\nlam = [1, 2, 5]\n"
     )
     assert len(load(file, ["grid.axes.lam=[2]"]).arm) == 2
+
+
+def test_what_the_store_keeps_of_a_grid_is_not_multiplied_again() -> None:
+    x = read({"axes": {"lam": [0.5, 2]}})
+    again = parse(json.loads(x.to_json()))
+    assert [arm.name for arm in again.arm] == [arm.name for arm in x.arm]
+    assert again.resolve(registry.load()).sweep_id == x.resolve(registry.load()).sweep_id

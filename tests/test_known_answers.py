@@ -255,8 +255,11 @@ def test_presets_are_the_papers() -> None:
     assert parity["optimiser"].items() >= {"name": "sgd", "decay": "inside", "batch": 32, "drop_last": True}.items()
     assert parity["model"].items() >= {"width": 100, "bias": "normal"}.items()
     defaults = {name: dict(REGISTRY.methods[name].defaults) for name in ref.METHODS}
-    assert defaults["grokfast-ema"] == {"alpha": 0.98, "lam": 2.0, "init": "first_grad"}
-    assert defaults["grokfast-ma"] == {"window": 100, "lam": 5.0, "warmup": True, "filter_type": "mean"}
-    assert defaults["egd"] == {"eps": 1e-6, "layers": "hidden", "switch": 0.95, "sticky": True}
-    assert defaults["egd-colnorm"] == {
-        "floor": 0.01, "axis": "neuron", "layers": "hidden", "switch": 0.95, "sticky": True}  # fmt: skip
+    common = {"part": "both", "clip_position": "none", "clip": 5.0}
+    assert defaults["grokfast-ema"] == {"alpha": 0.98, "lam": 2.0, "init": "first_grad", **common}
+    assert defaults["grokfast-ma"] == {
+        "window": 100, "lam": 5.0, "warmup": True, "filter_type": "mean", "two_stage": 0, "buffer": "same", **common}
+    common = {"layers": "mlp", "switch": 0.95, "sticky": True}
+    assert defaults["egd"] == {
+        "form": "clamp", "eps": 1e-6, "rtol": 0.0, "polar": "auto", "blocks": 1, "refresh": 1, **common}
+    assert defaults["egd-colnorm"] == {"floor": 0.01, "axis": "neuron", **common}

@@ -67,10 +67,10 @@ ALLOWED = {
     | {"metrics", "data"},
     "ray": {"search", "tuner", "worker", "sweep", "service", "doctor"},
     "mlflow": {"track"},
-    "pyarrow": {"store", "answers"},
+    "pyarrow": {"store", "answers", "explain"},
     "duckdb": {"store"},
     "matplotlib": {"report"},
-    "scipy": {"stats", "report", "spec"},
+    "scipy": {"stats", "report", "spec", "explain"},
     "typer": {"cli"},
     "pydantic": {"spec"},
 }
@@ -92,7 +92,7 @@ def test_studies_and_samplers_of_optuna_are_for_the_search():
 def test_results_need_neither_torch_nor_ray():
     code = """
 import importlib, sys
-for name in ("errors", "entries", "spec", "store", "stats", "outcomes", "answers", "report", "cli"):
+for name in ("errors", "entries", "spec", "store", "stats", "outcomes", "answers", "explain", "report", "cli"):
     importlib.import_module("grokscale." + name)
     heavy = [m for m in ("torch", "ray", "mlflow", "optuna") if m in sys.modules]
     assert not heavy, f"{name} imports {heavy}"
@@ -113,17 +113,19 @@ BELOW: dict[str, set[str]] = {
     "rng": set(),
     "data": BASE,
     "transform": {"errors"},
-    "methods": {"transform", "entries", "errors"},
+    "methods": {"transform", "data", "entries", "errors"},
     "tasks": {"data", "rng", "entries", "errors"},
     "models": {"transform", "tasks", "entries", "errors"},
-    "metrics": {"transform"},
+    "metrics": {"transform", "entries"},
     "outcomes": {"errors"},
-    "registry": {"methods", "tasks", "models", "entries", "errors"},
+    "signatures": {"outcomes"},
+    "registry": {"methods", "tasks", "models", "metrics", "entries", "errors"},
     "train": BASE | ENGINE,
     "store": BASE,
     "stats": {"outcomes", "errors"},
     "answers": BASE | {"store", "stats", "outcomes"},
-    "report": BASE | {"store", "stats", "answers", "outcomes"},
+    "explain": BASE | {"store", "outcomes"},
+    "report": BASE | {"store", "stats", "answers", "explain", "outcomes"},
 }
 DRIVERS = {"cli", "service", "sweep", "search", "tuner", "worker"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -245,3 +246,21 @@ def test_scale_multiplies_every_first_parameter(name: str) -> None:
     assert all(torch.equal(eight[k], 8 * one[k]) for k in one)
     with pytest.raises(ValueError, match=r"scale > 0 must hold, got scale=0"):
         MODELS[name].build(task, **sizes, scale=0.0)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 4, 5, 20, 21, 60])
+def test_what_the_decoder_knows_of_its_tokens_changes_nothing(rows: int, layers: int) -> None:
+    """Batches below, at and beyond the number of prefixes (5, 5, 20, 20): values and gradients as without knowing."""
+    task = tokens(p=5)
+    blind = replace(task, inputs=task.inputs._replace(alphabet=()))
+    know, not_know = (decoder(t, dim=8, heads=2, layers=layers) for t in (task, blind))
+    params = draw(know, 1)
+    data = task.splits(0, 0.0).train
+    pick = torch.randint(0, len(data.y), (rows,), generator=torch.Generator().manual_seed(rows))
+    x, y = data.x[pick], data.y[pick]
+    assert torch.allclose(apply(know, params, x), apply(not_know, params, x), rtol=1e-12, atol=1e-13)
+    one, other = (
+        grad(lambda p, m=m: task.loss(functional_call(m, p, (x,)), y))(params) for m in (know, not_know)
+    )
+    assert all(torch.allclose(one[k], other[k], rtol=1e-10, atol=1e-13) for k in params)

@@ -6,6 +6,7 @@ import hashlib
 import math
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution
 
 from grokscale import search
 from grokscale.desk import Ledger, PhaseDesk, Phases
+from grokscale.methods.spaces import Complement
 from grokscale.search import Ended, FixedPlan, Job, SearchPlan
 from grokscale.spec import Resolved, TrialSpec, parse, seed_for
+from grokscale.spec.settings import described
 from grokscale.store import Store
 from tests import rows
 from tests.fakes import basic, registry
@@ -96,6 +100,51 @@ def test_an_arm_without_knobs_has_its_points_only() -> None:
     tables = {**basic(), "space": {}, "arm": [{"name": "none"}, {"name": "damp", "search": []}]}
     plan = SearchPlan(parse(tables).resolve(registry()))
     assert dict(plan.sizes) == {"none": 1, "damp": 1}
+
+
+# A knob of which 1 - x matters: the decay of a running mean. A copy of ARM that searches one of its knobs so.
+DECAY = Complement(0.8, 0.995)
+MEAN = replace(
+    ARM, defaults={"rate": 0.98}, space={"rate": DECAY}, points=({"rate": 0.98},), zeros=(),
+    addresses={"rate": ARM.addresses["rate"]},
+)  # fmt: skip
+
+
+def test_a_complement_is_asked_on_the_log_scale_of_one_minus_x() -> None:
+    """1 - x is uniform in its logarithm: a quarter of all in [0.005, 0.0126], 1.2 % where x itself were uniform."""
+    drawn = [search.propose(MEAN, [Ended(0, {"rate": 0.98}, 6.0)], 1, count=1, seed=s)[0]["rate"] for s in range(400)]
+    assert all(DECAY.low <= x <= DECAY.high for x in drawn)
+    edges = [1 - 0.005 * 40 ** (k / 4) for k in range(5)]
+    counts = [sum(low < x <= high for low, high in [(edges[k + 1], edges[k])] for x in drawn) for k in range(4)]
+    assert all(70 < count < 130 for count in counts), counts  # 100 each, 8.7 of standard deviation
+
+
+@given(st.floats(0.8, 0.995))
+def test_the_way_to_the_sampler_and_back(x: float) -> None:
+    asked = search.asked(DECAY)
+    assert asked == FloatDistribution(1 - 0.995, 1 - 0.8, log=True)
+    there = search.mirrored(x, DECAY)
+    assert asked._contains(there)
+    assert search.returned(there, DECAY) == pytest.approx(x, abs=1e-16)
+    assert search.returned(1 - 0.995 - 1e-18, DECAY) == 0.995
+
+
+def test_what_was_told_of_a_complement_draws_the_search_there() -> None:
+    """Trials near x = 0.99 were best: later ones lie nearer to it, on the log scale, than trials at random do."""
+    told = [Ended(0, {"rate": 0.98}, 6.0)]
+    while len(told) < 24:
+        [one] = search.propose(MEAN, told, len(told), count=1, seed=len(told))
+        told.append(Ended(len(told), one, abs(math.log((1 - one["rate"]) / 0.01))))
+    late = [search.propose(MEAN, told, 24, count=1, seed=s)[0]["rate"] for s in range(20)]
+    far = [abs(math.log((1 - x) / 0.01)) for x in late]
+    assert np.mean(far) < 0.6  # at random 1.1
+    assert search.propose(MEAN, told, 24, count=4, seed=1) == search.propose(MEAN, told[::-1], 24, count=4, seed=1)
+
+
+def test_a_complement_is_another_space() -> None:
+    assert described(DECAY) != described(FloatDistribution(0.8, 0.995))
+    assert described(DECAY) != described(FloatDistribution(0.8, 0.995, log=True))
+    assert search.inside({"rate": 0.8}, {"rate": DECAY}) and not search.inside({"rate": 0.996}, {"rate": DECAY})
 
 
 # ------------------------------------------------------------------------------------------- caps and values

@@ -372,3 +372,31 @@ def test_mangled_text_never_raises_anything_else(tmp_path_factory: Any, at: int,
 
 def test_the_text_of_these_tests_is_good():
     assert parse(tomllib.loads(GOOD)).resolve(registry()).horizon == 2000
+
+
+# ------------------------------------------------------------------------------------------ measures
+
+
+def test_measures_are_checked_with_their_methods() -> None:
+    wrong = ["normz", "norms:damp", "compare:damp", "compare:dampp:boost", "odd:damp"]
+    found = problems(basic(metrics={"names": wrong}))
+    assert found == [
+        'x.toml: metrics.names: unknown measure "normz"; did you mean \'norms\'? allowed: norms, compare, odd',
+        'x.toml: metrics.names: must be written "norms", got "norms:damp"',
+        'x.toml: metrics.names: must be written "compare:METHOD:METHOD", got "compare:damp"',
+        'x.toml: metrics.names: unknown method "dampp" in "compare:dampp:boost"; did you mean \'damp\'? allowed: damp, '
+        "none, boost",
+        "x.toml: metrics.names: damp is odd",
+    ]
+
+
+def test_measures_are_no_part_of_any_identity() -> None:
+    plain = parse(BASIC).resolve(registry())
+    for metrics in ({"names": "norms"}, {"names": ["compare:damp:boost", "norms"], "search": True}):
+        measured = parse(basic(metrics=metrics)).resolve(registry())
+        assert measured.sweep_id == plain.sweep_id
+        assert measured.trial("damp").trial_id == plain.trial("damp").trial_id
+    both = parse(basic(metrics={"names": ["norms", "compare:damp:boost"], "search": True}))
+    assert both.metrics.during("search") == ("compare:damp:boost", "norms")
+    assert parse(basic(metrics={"names": "norms"})).metrics.during("race") == ()
+    assert parse(basic(metrics={"names": "norms"})).metrics.during("confirm") == ("norms",)

@@ -12,6 +12,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ VALUES = {
     pa.float64(): st.floats(allow_nan=False),
     pa.string(): st.text(max_size=8),
     pa.bool_(): st.booleans(),
+    pa.list_(pa.float64()): st.lists(st.floats(allow_nan=False), max_size=3),
     pa.list_(pa.int64()): st.lists(st.integers(0, 2**31 - 1), max_size=3),
     pa.timestamp("us", tz="UTC"): st.integers(0, 10**15).map(lambda us: EPOCH + timedelta(microseconds=us)),
 }
@@ -70,8 +72,8 @@ def test_a_row_of_any_values_comes_back(
     ]
     for form in forms:
         store.append(table, form)
-    if table == "curves":  # the points of a replica that is not there count for nothing
-        assert store.curves().num_rows == 0
+    if table in ("curves", "measures"):  # those of a replica that is not there count for nothing
+        assert store.table(table).num_rows == 0
         store.append("replicas", [replica(row["trial_id"], row["seed"], attempt=row["attempt"])])
     for reader in (store, Store(store.root)):
         assert reader.table(table).to_pylist() == reader.rows(table) == [row]
@@ -222,6 +224,27 @@ def test_curves_of_the_attempt_that_counts(store: Store):
     assert store.curves().select(["seed", "attempt", "step"]).to_pylist() == [
         {"seed": 1, "attempt": "first", "step": step} for step in (0, 25, 50, 75)
     ]
+
+
+def test_measures_of_the_attempt_that_counts(store: Store):
+    def seen(attempt: str, *steps: int) -> dict[str, Any]:
+        names = ["norm", "power"] * len(steps)
+        return {
+            "trial_id": "t", "seed": 1, "attempt": attempt, "step": [step for step in steps for _ in range(2)],
+            "measure": names, "value": [1.5, None] * len(steps), "vector": [None, [0.5, math.nan]] * len(steps),
+        }  # fmt: skip
+
+    store.append("measures", seen("cut off", 0, 10, 20))
+    store.append("measures", seen("first", 10, 0))
+    store.append("replicas", [replica("t", 1, measured="norms,gradient-power")])
+    rows = store.measures().to_pylist()
+    assert [(row["step"], row["measure"], row["value"]) for row in rows] == [
+        (0, "norm", 1.5), (0, "power", None), (10, "norm", 1.5), (10, "power", None)]
+    assert rows[1]["vector"][0] == 0.5 and math.isnan(rows[1]["vector"][1])
+    store.append("trials", [trial("plain", 0, "t", [1])])
+    assert store.measures(arm="plain", measure="norm")["number"].to_pylist() == [0, 0]
+    query = "SELECT step, vector[1] AS first FROM measures WHERE measure = 'power' ORDER BY step"
+    assert store.sql(query).to_pylist() == [{"step": 0, "first": 0.5}, {"step": 10, "first": 0.5}]
 
 
 # --------------------------------------------------------------------------------- filters and joins

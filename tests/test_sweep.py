@@ -223,6 +223,8 @@ def test_all_outcomes_occur(undisturbed: Ran) -> None:
         key: row for key, row in replicas_of(store).items() if row[-1] < horizon and row[0] in ("memorised", "unfitted")
     }
     assert part  # replicas that a cap cut short
+    labels = {(row["outcome"], label) for row in store.rows("replicas") for label in row["signatures"].split(",")}
+    assert ("diverged", "unstable") in labels and ("grokked", "never-generalises") not in labels
 
 
 def test_progress_is_told(undisturbed: Ran) -> None:
@@ -421,6 +423,58 @@ def test_packs_that_are_stored_are_not_trained_again(ray_here: None, tmp_path: P
     work = Work(store, job(resolved, seeds, 200, lanes=2))
     list(work)
     assert work.finished == len(store.replicas()) == 4 and trained_twice(store) == []
+
+
+def test_measures_asked_for_later_are_taken_and_nothing_known_is_lost(ray_here: None, tmp_path: Path) -> None:
+    from grokscale.worker import Work
+
+    resolved, store = resolve(), Store(tmp_path)
+    seeds = [seed_for("run", k) for k in range(3)]
+
+    def work(metrics: list[str], until: str = "decided") -> int:
+        """How many steps it took."""
+        asked = job(resolved, seeds, 900)
+        asked |= {"metrics": metrics, "job": {**asked["job"], "until": until}}
+        return sum(1 for _ in Work(store, asked))
+
+    assert work([], "stable") > 0
+    before = replicas_of(store)
+    assert store.measures().num_rows == 0
+    assert work(["norms"]) > 0  # trained again, and watched no shorter than before
+    assert all(len(rows) == len(before) for rows in (before, replicas_of(store)))
+    for key, row in replicas_of(store).items():
+        assert row[:-1] == before[key][:-1] and row[-1] >= before[key][-1]
+    assert {row["measured"] for row in store.replicas().to_pylist()} == {"norms"}
+    assert work(["norms"]) == work([]) == work([], "stable") == 0
+    first = store.measures(measure="update_norm").num_rows
+    assert first > 0
+    assert work(["entropy"]) > 0  # what was measured is measured still
+    assert {row["measured"] for row in store.replicas().to_pylist()} == {"entropy,norms"}
+    assert store.measures(measure="age_raw").num_rows == store.measures(measure="update_norm").num_rows >= first
+    assert work(["entropy", "norms"]) == 0
+
+
+def test_a_confirmation_is_not_through_before_it_is_measured(ray_here: None, tmp_path: Path) -> None:
+    """As the driver sees it: the desk of a phase hands out what a store without measures has answered before."""
+    from grokscale import search
+    from grokscale.desk import Ledger, PhaseDesk
+    from grokscale.worker import Work
+
+    resolved, store, handed = resolve(), Store(tmp_path), []
+    assert resolved.experiment.metrics.during("confirm") == ()
+    for metrics in ((), ("norms",), ("norms",), ()):
+        plan = search.confirm_plan(resolved, search.defaults(resolved), [seed_for("run", 0)], 300)
+        worker = {"root": store.root, "lanes": 2, "threads": 1, "device": "cpu", "metrics": metrics}
+        desk = PhaseDesk(plan, Ledger(store, resolved.sweep_id), 300, worker, lambda progress: None)
+        handed.append(0)
+        while (taken := desk.take()) is not None:
+            key, config = taken
+            list(Work(store, config))
+            desk.finished(key)
+            handed[-1] += 1
+        assert desk.through and not desk.failures
+    assert handed == [handed[0], handed[0], 0, 0] and handed[0] > 0
+    assert {row["measured"] for row in store.replicas().to_pylist()} == {"norms"}
 
 
 # ------------------------------------------------------------------------------------------- trainable

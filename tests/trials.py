@@ -40,7 +40,17 @@ FORMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # Knobs that let something happen within 50 steps; everything else keeps its default.
-KNOBS: dict[str, dict[str, Any]] = {"grokfast-ma": {"window": 12}}
+KNOBS: dict[str, dict[str, Any]] = {
+    "grokfast-ma": {"window": 12},
+    "egd-rsvd": {"rank": 4},
+    "egd-topk": {"rank": 3},
+    "neuralgrok": {"width": 16, "period": 2},
+    "nap": {"every": 10},
+    "ngd-toy": {"size": 6},
+}  # fmt: skip
+
+# Of a method that is an optimiser itself: at the forms' rates, which are for SGD, it would leap about.
+OWN_RATE = {"lr": 1e-3}
 
 # Memorised after about 60 steps, grokked after 100 to 800: a whole run within a second or two.
 GROKS: dict[str, Any] = {
@@ -66,21 +76,24 @@ def trial(
     tables = FORMS[form] if isinstance(form, str) else form
     chain = [{"name": method, **KNOBS.get(method, {})}] if isinstance(method, str) else method
     task, model = tables["task"], tables["model"]
+    own = {k: v for m in chain for k, v in using.methods[m["name"]].optimiser.items()}
     names = {
         f"task:{task['name']}": using.tasks[task["name"]].version,
         f"model:{model['name']}": using.models[model["name"]].version,
         **{f"method:{m['name']}": using.methods[m["name"]].version for m in chain},
     }
+    entry = using.tasks[task["name"]]
+    options = {k: v for k, v in {**entry.defaults, **task}.items() if k != "name"}
     return TrialSpec(
-        task={**using.tasks[task["name"]].defaults, **task},
+        task={**entry.defaults, **task},
         model={**using.models[model["name"]].defaults, **model},
         method=tuple({**using.methods[m["name"]].defaults, **m} for m in chain),
-        optimiser={**OPTIMISER, **tables["optimiser"], **(optimiser or {})},
+        optimiser={**OPTIMISER, **tables["optimiser"], **(own and own | OWN_RATE), **(optimiser or {})},
         precision=precision,
         threshold=threshold,
         eval=dict(every or {"every": 0.02, "min": 10, "examples": 1024}),
         monitor=monitor,
         validation=validation,
-        data="",
+        data=entry.data(**options) if entry.data is not None else "",
         versions={"engine": ENGINE_VERSION, **names, **{f"plugin:{k}": v for k, v in using.plugins.items()}},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from grokscale.entries import Method
-from grokscale.methods import egd, grokfast, none
+from grokscale.methods import controls, egd, grokfast, muon, neuralgrok, none, rivals, shampoo
 
-METHODS: dict[str, Method] = {m.name: m for m in (*none.METHODS, *grokfast.METHODS, *egd.METHODS)}
+FAMILIES = (none, grokfast, egd, neuralgrok, controls, muon, shampoo, rivals)
+METHODS: dict[str, Method] = {m.name: m for family in FAMILIES for m in family.METHODS}

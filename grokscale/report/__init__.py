@@ -35,8 +35,9 @@ def curve_figure(store: Store, trial_id: str, title: str | None = None) -> Figur
 
 
 def figure_files(store: Store, sweep: str | None = None) -> dict[str, bytes]:
-    """Every figure of a sweep as files: <name>-survival.svg, .png, <name>-accuracy-<arm>.svg, .png."""
-    from grokscale.report import figures, maps
+    """Every figure of a sweep as files: <name>-survival.svg, .png, <name>-accuracy-<arm>.svg, .png; where they are
+    there also <name>-map-<arm> of a grid and <name>-trajectories of measured ones."""
+    from grokscale.report import figures, maps, paths
     from grokscale.report.text import without_cells
     from grokscale.report.view import curves_of
 
@@ -48,6 +49,8 @@ def figure_files(store: Store, sweep: str | None = None) -> dict[str, bytes]:
         drawn[f"accuracy-{arm.name}"] = (drawing, f"Accuracy of {arm.name} against the step")
     for one in maps.maps(view):
         drawn[f"map-{one.arm}"] = (maps.draw(one), f"Median grok step of {one.arm} over the grid")
+    if (went := paths.paths(store, without_cells(view))) is not None:
+        drawn["trajectories"] = (paths.draw(view, went), "Where training went, on the plane of the baseline")
     files = {}
     for what, (figure, label) in drawn.items():
         files[f"{view.name}-{what}.svg"] = figures.svg(figure, label, standalone=True).encode()

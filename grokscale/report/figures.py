@@ -56,7 +56,7 @@ def draw_survival(view: SweepView) -> Figure:
     A seed that had not grokked by tau (or diverged) is censored there, drawn as a tick at the right end.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(5.2, 3.7)
+        figure, axes = canvas(5.2, 3.7)
         tau = view.tau
         left = tau
         for arm in (a for a in view.arms if a.rows):
@@ -80,7 +80,7 @@ def draw_curves(
     curves: seed -> columns step, train_acc, val_acc, test_acc.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(5.2, 2.6)
+        figure, axes = canvas(5.2, 2.6)
         for i, curve in enumerate(curves.values()):
             axes.plot(
                 curve["step"],
@@ -163,7 +163,7 @@ def colours() -> str:
 # ---------------------------------------------------------------------------------------------- inside
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()

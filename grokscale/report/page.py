@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from grokscale.report import figures, maps, text
+from grokscale.report import figures, maps, paths, text
 from grokscale.report.view import SweepView, curves_of
 from grokscale.report.words import knobs, number
 
@@ -47,6 +47,7 @@ def render(store: Store, view: SweepView) -> str:
         *_confirmed(rest),
         *_search(rest),
         *_accuracy(store, rest),
+        *_trajectories(store, rest),
         f"<h2>Measured under</h2><dl>{facts}</dl>",
     ]
     return (
@@ -110,6 +111,14 @@ def _accuracy(store: Store, view: SweepView) -> list[str]:
             svg = figures.svg(drawn, f"Accuracy of {arm.name} by step", f"c{i}-")
             parts.append(_figure(svg, f"{arm.name}: a line per confirmation seed."))
     return ["<h2>Accuracy</h2>", *parts] if parts else []
+
+
+def _trajectories(store: Store, view: SweepView) -> list[str]:
+    went = paths.paths(store, view)
+    if went is None:
+        return []
+    drawing = figures.svg(paths.draw(view, went), "Where training went, on the plane of the baseline", "t-")
+    return ["<h2>Trajectories (exploratory)</h2>", _figure(drawing, paths.NOTE)]
 
 
 def _figure(svg: str, caption: str) -> str:

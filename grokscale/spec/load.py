@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -75,6 +76,11 @@ def resolve_file(
 def _read(path: FilePath) -> tuple[dict[str, Any], str]:
     try:
         text = path.read_bytes().decode()
+        if path.suffix == ".json":  # as the store and a job on a cluster have it
+            data = json.loads(text)
+            if not isinstance(data, dict):
+                raise InputError([f"{path}: must hold an object, the tables of an experiment"])
+            return data, ""
         return tomllib.loads(text), text
     except FileNotFoundError:
         raise InputError([f"{path}: there is no such file; {_files_near(path)}"]) from None
@@ -86,6 +92,8 @@ def _read(path: FilePath) -> tuple[dict[str, Any], str]:
         raise InputError([f"{path}: cannot be read: {error.strerror}"]) from None
     except RecursionError:
         raise InputError([f"{path}: is nested too deeply to be an experiment"]) from None
+    except json.JSONDecodeError as error:
+        raise InputError([f"{path}:{error.lineno}: is not JSON: {error.msg} at column {error.colno}"]) from None
     except ValueError as error:  # TOMLDecodeError, or a path or number that Python itself refuses
         raise InputError([_syntax(path, str(error))]) from None
 
@@ -146,6 +154,8 @@ def _check(
 
 def _multiply(raw: dict[str, Any], where: Where) -> list[str]:
     """Replace the arms that [grid] multiplies by its points; what is wrong with it, which leaves it out."""
+    if (isinstance(raw.get("grid"), dict) and raw["grid"].get("expanded") is True) or raw.get("grid", 0) is None:
+        return []  # as the store has it: the points stand among the arms
     if "grid" not in raw or not isinstance(raw.get("arm"), list):
         return []
     try:
@@ -157,6 +167,7 @@ def _multiply(raw: dict[str, Any], where: Where) -> list[str]:
     baseline = raw.get("baseline")
     arms, wrong = expand(grid, raw["arm"], baseline if isinstance(baseline, str) else None)
     found = [f"{where.at(path)}: {text}" for path, text in wrong]
+    raw["grid"] = {**raw["grid"], "expanded": True}
     where.kept, raw["arm"] = [i for i, _ in arms], [arm for _, arm in arms]
     return found
 

@@ -13,12 +13,14 @@ from grokscale.errors import suggest
 from grokscale.spec.claims import Endpoint, Paper
 from grokscale.spec.tables import (
     Arm,
+    Cluster,
     Confirm,
     Eval,
     Experiment,
     Grid,
     Knob,
     Limits,
+    Metrics,
     Model,
     Optimiser,
     Race,
@@ -30,7 +32,7 @@ from grokscale.spec.where import Path, shown
 
 TABLES: dict[str, type[BaseModel]] = {
     "eval": Eval, "task": Task, "model": Model, "optimiser": Optimiser, "search": Search, "race": Race,
-    "grid": Grid, "confirm": Confirm, "limits": Limits, "resources": Resources,
+    "grid": Grid, "confirm": Confirm, "metrics": Metrics, "limits": Limits, "resources": Resources, "cluster": Cluster,
 }  # fmt: skip
 LISTED: dict[str, type[BaseModel]] = {"arm": Arm, "endpoint": Endpoint, "paper": Paper}
 

@@ -63,6 +63,7 @@ class Resolver:
         self.build_both(task, model, base, lambda section, key: (section, key))
         shared = self.shared_space(base)
         arms = [self.arm(i, arm, base, shared) for i, arm in enumerate(x.arm)]
+        self.metrics()
         self.papers(task)
         data = {arm.name: self.data(task, arm.tables["task"]) for arm in arms if arm is not None}
         if self.problems or task is None:
@@ -184,6 +185,24 @@ class Resolver:
             case ("arm", int(i), str(table), str(key)):
                 return key in getattr(self.x.arm[i], table)
         return False
+
+    def metrics(self) -> None:
+        """Every measure of [metrics] with its methods."""
+        path, methods = ("metrics", "names"), self.registry.methods
+        for written in self.x.metrics.names:
+            name, *about = written.split(":")
+            entry = self.registry.measures.get(name)
+            if entry is None:
+                self.say(path, f"unknown measure {shown(name)}; {suggest(name, self.registry.measures)}")
+            elif len(about) != entry.methods:
+                form = ":".join([name, *["METHOD"] * entry.methods])
+                self.say(path, f'must be written "{form}", got {shown(written)}')
+            elif unknown := [method for method in about if method not in methods]:
+                hint = suggest(unknown[0], methods)
+                self.say(path, f"unknown method {shown(unknown[0])} in {shown(written)}; {hint}")
+            else:
+                pairs = [(method, methods[method].factory(**methods[method].defaults)) for method in about]
+                self.build(partial(entry.factory, *pairs), {}, lambda key: path)
 
     def papers(self, task: TaskEntry | None) -> None:
         """A published value counts what this experiment counts as grokked."""

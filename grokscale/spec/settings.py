@@ -162,7 +162,7 @@ def described(range_: BaseDistribution) -> list[Any]:
         return ["choices", *choices]
     kind = "int" if isinstance(range_.low, int) else "float"  # pyright: ignore[reportAttributeAccessIssue]
     low, high, log = (getattr(range_, k) for k in ("low", "high", "log"))
-    return [kind, low, high, log]
+    return [kind, low, high, "complement" if getattr(range_, "complement", False) else log]
 
 
 def chosen(value: Any, range_: BaseDistribution) -> bool:

@@ -81,6 +81,16 @@ def _percent(value: Any) -> Any:
     return value
 
 
+def _bytes(value: Any) -> Any:
+    """ "8GB" as 8e9, "512MiB" as 512 x 2^20."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|[kMGT]i?B)", value)
+        if found is None:
+            raise complaint(f'must be an amount of memory such as "8GB" or "512MiB", got {shown(value)}')
+        return float(found[1]) * (1024 if "i" in found[2] else 1000) ** "BkMGT".index(found[2][0])
+    return value
+
+
 Settings = Annotated[dict[str, Any], BeforeValidator(flat_settings)]
 
 
@@ -256,11 +266,13 @@ class Grid(Table):
     axes: key -> list of values; with `points` also key -> range {low, high, log, int}.
     points: so many points of a Sobol sequence in place of the full product.
     arms: labels of the arms that are multiplied; left out, all but the baseline.
+    expanded: the points stand among the arms already, as in what the store keeps.
     """
 
     axes: Axes = Field(min_length=1, description="a table [grid.axes] with a list of values per key")
     points: Annotated[Int, Field(ge=1, le=4096)] | None = None
     arms: Names = ()
+    expanded: bool = False
 
     @model_validator(mode="after")
     def _invariants(self) -> Grid:
@@ -297,19 +309,44 @@ class Confirm(Table):
     seeds: Annotated[Int, Field(ge=0)] = 20
 
 
+class Metrics(Table):
+    """[metrics]: what to look at besides accuracy; `grokscale metrics` lists names and costs.
+
+    names: measures; one about methods is followed by theirs, "name:METHOD:METHOD".  search: in the search and the
+    race too, else in the confirmation only. No part of a trial's identity: asking later trains again.
+    """
+
+    names: Names = ()
+    search: bool = False
+
+    def during(self, phase: str) -> tuple[str, ...]:
+        """The measures to take in a phase."""
+        return tuple(sorted(set(self.names))) if self.search or phase == "confirm" else ()
+
+
 class Limits(Table):
     """[limits]: hours of wall time after which the sweep stops in order; again = resume."""
 
     hours: Annotated[Float, Field(gt=0)] | None = None
 
 
+class Cluster(Table):
+    """[cluster]: where `submit` runs a sweep; no part of what is asked. --address and GROKSCALE_ADDRESS go before."""
+
+    address: str | None = None
+
+
 class Resources(Table):
-    """[resources] of one trial: CPUs (threads), GPUs, lanes of a pack at most, devices to share the lanes."""
+    """[resources] of one trial: CPUs (threads), GPUs, lanes of a pack at most, devices to share the lanes.
+
+    memory: what its methods may remember, "8GB"; None is what the machine has.
+    """
 
     cpus: Annotated[Int, Field(ge=1)] = 1
     gpus: Annotated[Float, Field(ge=0)] = 0.0
     lanes: Annotated[Int, Field(ge=2)] = 32
     devices: Annotated[Int, Field(ge=1)] = 1
+    memory: Annotated[Float, BeforeValidator(_bytes), Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _power(self) -> Resources:
@@ -348,12 +385,14 @@ class Experiment(Table):
     search: Search = Search()
     race: Race = Race()
     confirm: Confirm = Confirm()
+    metrics: Metrics = Metrics()
     practice: Names = ()
     aa: bool = False
     endpoint: Annotated[tuple[Endpoint, ...], BeforeValidator(as_tuple)] = ()
     paper: Annotated[tuple[Paper, ...], BeforeValidator(as_tuple)] = ()
     limits: Limits = Limits()
     resources: Resources = Resources()
+    cluster: Cluster = Cluster()
     store: Annotated[str, Field(min_length=1)] = "runs"
     tracking: Annotated[str, Field(min_length=1)] | None = None
 

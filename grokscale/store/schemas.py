@@ -18,6 +18,7 @@ _TYPES = {
     "int": pa.int64(),
     "ints": pa.list_(pa.int64()),
     "float": pa.float64(),
+    "floats": pa.list_(pa.float64()),
     "str": pa.string(),
     "bool": pa.bool_(),
     "time": pa.timestamp("us", tz="UTC"),
@@ -25,10 +26,13 @@ _TYPES = {
 
 # column:type, with ? where null is allowed. Steps are optimiser steps; wall_s and seconds_* are seconds.
 # `attempt` names one try at a replica, continued from its checkpoint or not: a string unique to that try, the
-# same in `replicas` and `curves`, so that the points of a worker that was cut off can be told from others.
-# `flops_per_step`: of the batch's gradient; `method_flops`: what the methods add to it, null where one declares
-# nothing.  spaces_json: arm -> searched knob -> range.
-# practice: the arm that stands for the practice baseline. p_holm: over the arms of one baseline and clock.
+# same in `replicas`, `curves` and `measures`, so that what a worker that was cut off wrote can be told from others.
+# `full` of a curve: val or test (or both, see val_full and test_full) were looked at in full, not on a sample.
+# `measured`, `signatures`: comma lists; null in rows older than these columns.
+# flops_per_step: the whole model forward and backward, for every example whose gradient a step takes;
+# method_flops: the transform's own per step, while it is on; null where a method declares nothing.
+# spaces_json: arm -> searched knob -> range.  practice: the arm that stands for the practice baseline.
+# p_holm: over the arms of one baseline and clock.
 # share: of the variance of the search's objective that a knob accounts for, over `trials` trials.
 _COLUMNS = {
     "replicas": """
@@ -40,14 +44,16 @@ _COLUMNS = {
         task:str model:str method:str params_json:str spec_json:str
         device:str precision:str torch:str threads:int lanes:int compiled:bool numerics:str
         git_sha:str? version:str host:str wall_s:float at:time
-        flops_per_step:int? method_flops:float?""",
+        flops_per_step:float? method_flops:float? measured:str? signatures:str?""",
     "trials": """
         sweep_id:str arm:str phase:str number:int trial_id:str seeds:ints params_json:str cap:int
         value:float? state:str error:str? at:time""",
     "curves": """
         trial_id:str seed:int attempt:str step:int
         train_loss:float train_acc:float val_loss:float val_acc:float test_loss:float test_acc:float
-        active:bool full:bool""",
+        active:bool full:bool val_full:bool? test_full:bool?""",
+    "measures": """
+        trial_id:str seed:int attempt:str step:int measure:str value:float? vector:floats?""",
     "sweeps": """
         sweep_id:str name:str question:str baseline:str horizon:int experiment_json:str version:str
         at:time spaces_json:str?""",
@@ -94,7 +100,8 @@ RULES = {
     "replicas": Rule(("trial_id", "seed"), ("outcome", "-observed_to", "-at", "attempt")),
     "trials": Rule(("sweep_id", "arm", "phase", "number", "seeds"), ("state", "-at")),
     "curves": Rule(("trial_id", "seed", "attempt", "step"), ()),
-    "sweeps": Rule(("sweep_id",), ("at",)),
+    "measures": Rule(("trial_id", "seed", "attempt", "step", "measure"), ()),
+    "sweeps": Rule(("sweep_id",), ("-at",)),
     "plans": Rule(("sweep_id", "block"), ("at",)),
     "timings": Rule(("trial_id", "device", "threads"), ("-at",)),
     "importances": Rule(("sweep_id", "arm", "knob"), ("-at",)),

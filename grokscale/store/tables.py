@@ -15,6 +15,8 @@ from grokscale.store.files import Files, Listing
 from grokscale.store.relations import JOINED, distinct, join, matching, per_seed, select, to_rows
 from grokscale.store.schemas import SCHEMAS, Rows, to_table
 
+LARGE = ("curves", "measures")  # many rows per replica, of the attempt that counts
+
 
 class Store:
     """Append-only Parquet tables under one absolute root: a folder, or s3://, gs:// through pyarrow.fs.
@@ -76,13 +78,13 @@ class Store:
         """The rows of a table that count, in the order of their keys.
 
         filters: column=value, column=[values], column=None for null; sweep= takes a sweep's id, or its name
-        for the latest of that name. For replicas and curves sweep=, arm=, phase=, number= join the trials:
-        these columns are added, and a replica that several trials share appears once for each.
+        for the latest of that name. For replicas, curves and measures sweep=, arm=, phase=, number= join the
+        trials: these columns are added, and a replica that several trials share appears once for each.
         """
         _known_table(table)
         if "sweep" in filters:
             filters["sweep_id"] = self.find_sweep(filters.pop("sweep"))
-        if table not in ("replicas", "curves") or not filters.keys() & set(JOINED):
+        if table not in ("replicas", *LARGE) or not filters.keys() & set(JOINED):
             return select(table, self._read(table, filters), filters)
         of_trial = {name: filters.pop(name) for name in JOINED if name in filters}
         seeds = per_seed(select("trials", self._read("trials"), of_trial))
@@ -101,6 +103,10 @@ class Store:
     def curves(self, **filters: Any) -> pa.Table:
         """One row per replica and evaluation, of the attempt that counts; see `table`."""
         return self.table("curves", **filters)
+
+    def measures(self, **filters: Any) -> pa.Table:
+        """One row per replica, look and measure, of the attempt that counts; see `table`."""
+        return self.table("measures", **filters)
 
     def trials(self, **filters: Any) -> pa.Table:
         """What sweeps asked, and what came of it; see `table`."""
@@ -135,7 +141,7 @@ class Store:
         raise InputError(f"{self.root}: no sweep '{name_or_id}'; {suggest(str(name_or_id), names)}")
 
     def sql(self, query: str, *, memory: str = "1GB") -> pa.Table:
-        """One read-only SQL query (DuckDB) over replicas, trials, curves, speedups, sweeps, plans, timings,
+        """One read-only SQL query (DuckDB) over replicas, trials, curves, measures, speedups, sweeps, plans, timings,
         importances.
 
         It sees these views and nothing else: no files, no network, no settings. memory: what it may use.
@@ -143,20 +149,18 @@ class Store:
         """
         from grokscale.store.sql import run  # DuckDB is only loaded by who asks
 
-        # Anything that could reach the curves says so; they are large, so others are spared them.
-        wanted = "curves" in query.lower() or "query" in query.lower()
-        tables = {name: self._read(name) for name in SCHEMAS if name != "curves"}
-        tables["curves"] = self._read_curves({}) if wanted else _nothing("curves")
+        # Anything that could reach a large table says so; others are spared them.
+        spared = {name for name in LARGE if name not in query.lower() and "query" not in query.lower()}
+        tables = {name: _nothing(name) if name in spared else self._read(name) for name in SCHEMAS}
         return run(query, tables, memory=memory)
 
     def _sweeps(self) -> pa.Table:
         return self._read("sweeps").sort_by([("at", "ascending"), ("sweep_id", "ascending")])
 
     def _read(self, table: str, filters: Mapping[str, Any] | None = None) -> pa.Table:
-        if table == "curves":
-            return self._read_curves(
-                {name: value for name, value in (filters or {}).items() if name in ("trial_id", "seed")}
-            )
+        if table in LARGE:
+            narrow = {name: value for name, value in (filters or {}).items() if name in ("trial_id", "seed")}
+            return self._read_large(table, narrow)
         with self._lock:
             known = self._known.setdefault(table, Listing())
             new, afresh = self._files.read(table, known)
@@ -166,19 +170,19 @@ class Store:
                 self._rows[table], self._distinct[table] = rows, distinct(table, rows)
             return self._distinct[table]
 
-    def _read_curves(self, narrow: Mapping[str, Any]) -> pa.Table:
-        """Curves are too many to keep, so they are read anew each time; only `skipped` is remembered.
+    def _read_large(self, table: str, narrow: Mapping[str, Any]) -> pa.Table:
+        """Curves and measures are too many to keep, so they are read anew each time; only `skipped` is remembered.
 
         Replicas are read first: a worker writes a replica's curve before its row, so every row has its curve.
         """
         replicas = self._read("replicas")
         with self._lock:
-            known = self._known.setdefault("curves", Listing())
+            known = self._known.setdefault(table, Listing())
             known.read.clear()
-            parts, _ = self._files.read("curves", known)
-        kept = [select("curves", part, narrow) for part in parts]
-        rows = pa.concat_tables([_nothing("curves"), *kept]).combine_chunks()
-        return distinct("curves", matching(rows, replicas, ("trial_id", "seed", "attempt")))
+            parts, _ = self._files.read(table, known)
+        kept = [select(table, part, narrow) for part in parts]
+        rows = pa.concat_tables([_nothing(table), *kept]).combine_chunks()
+        return distinct(table, matching(rows, replicas, ("trial_id", "seed", "attempt")))
 
 
 def _reopen(root: str, filesystem: pafs.FileSystem | None) -> Store:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -31,7 +31,8 @@ class Lanes:
         self, program: Program, seeds: Sequence[int], lanes: Sequence[int], stacked: dict[str, Any] | None = None
     ) -> None:
         """seeds: of the replicas, whose data is loaded.  lanes: index into `seeds` per lane.
-        stacked: params, state leaves, val_accuracy and diverged of these lanes; drawn where it is None."""
+        stacked: params, leaves of state and kept (the probes'), val_accuracy and diverged of these lanes; drawn where
+        it is None."""
         self.program, self.seeds, self.lanes = program, list(seeds), list(lanes)
         data = [program.splits(seed) for seed in seeds]
         self.splits = {
@@ -46,10 +47,13 @@ class Lanes:
         if stacked is None:
             starts = [program.start(seed) for seed in seeds]
             pick = [starts[i] for i in self.lanes]
-            params = {k: torch.stack([p[k] for p, _ in pick]) for k in pick[0][0]}
-            leaves = [torch.stack(column) for column in zip(*(pytree.tree_leaves(s) for _, s in pick), strict=True)]
+            params = {k: torch.stack([p[k] for p, _, _ in pick]) for k in pick[0][0]}
+            leaves, kept = (
+                [torch.stack(column) for column in zip(*(pytree.tree_leaves(one[i]) for one in pick), strict=True)]
+                for i in (1, 2)
+            )
             zeros = torch.zeros(len(lanes), dtype=program.dtype)
-            stacked = {"params": params, "state": leaves, "val_accuracy": zeros,
+            stacked = {"params": params, "state": leaves, "kept": kept, "val_accuracy": zeros,
                        "diverged": torch.full((len(lanes),), NEVER)}
         elif program.structure is None:
             program.start(seeds[0])
@@ -75,20 +79,39 @@ class Lanes:
         index = torch.tensor(list(lanes), device=self.program.device)
         return pytree.tree_map(lambda t: t.index_select(0, index), self.stacked)
 
-    def step(self, step: int) -> Tensor:
-        """Train every lane by one step; the losses (L,)."""
+    def state(self, lane: int) -> Any:
+        """A copy of the transform's state of one lane."""
+        assert self.program.structure is not None
+        return pytree.tree_unflatten([leaf[0] for leaf in self.take([lane])["state"]], self.program.structure)[0]
+
+    def step(self, step: int, look: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        """Train every lane by one step; the losses (L,), and what the probes say where they are asked: (L, ...)."""
         program, now = self.program, self.stacked
         assert program.structure is not None
         state = pytree.tree_unflatten(now["state"], program.structure)
         batch, noise = self._batch(step), self._noise(step)
         inner, outer = self._gather(self.splits["train"], batch), self._gather(self.outer, None)
         data = self._labelled(inner, step), self._labelled(outer, step)
-        params, state, loss = vmap(partial(program.step, step=step))(
-            now["params"], state, *data, now["val_accuracy"], noise)
+        test = self._test_rows(step) if look else ()
+        params, state, kept, loss, seen = vmap(partial(program.step, step=step, look=look))(
+            now["params"], state, self._kept(), *data, test, now["val_accuracy"], noise)
         lost = torch.where(torch.isfinite(loss), NEVER, step)
-        self.stacked = {"params": params, "state": pytree.tree_leaves(state), "val_accuracy": now["val_accuracy"],
-                        "diverged": torch.minimum(now["diverged"], lost)}
-        return loss
+        self.stacked = {"params": params, "state": pytree.tree_leaves(state), "kept": pytree.tree_leaves(kept),
+                        "val_accuracy": now["val_accuracy"], "diverged": torch.minimum(now["diverged"], lost)}
+        return loss, seen
+
+    def weigh(self) -> dict[str, Tensor]:
+        """What the probes say of the parameters alone, (L, ...) each."""
+        return vmap(self.program.weigh)(self.stacked["params"], self._kept()) if self.program.probes else {}
+
+    @cached_property
+    def flops_per_step(self) -> float:
+        """Of the model, forward and backward, over the examples whose gradient a step takes (`oracle`)."""
+        split = self.splits["train"]
+        assert split is not None
+        rows = min(self.program.batch, self.n_train)
+        batch = self.program.flops_per_step(self._labelled(Split(split.x[0, :rows], split.y[0, :rows]), 1))
+        return batch * self.oracle / rows
 
     def accuracy(self, name: str, rows: int | None, step: int) -> tuple[Tensor, Tensor]:
         """Mean loss and accuracy (L,) of every lane after `step`, on the first `rows` of a split, or on all."""
@@ -108,7 +131,18 @@ class Lanes:
         if transform.active is None:
             return torch.ones(len(self.lanes), dtype=torch.bool)
         assert self.program.structure is not None
-        return vmap(transform.active)(pytree.tree_unflatten(self.stacked["state"], self.program.structure))
+        return vmap(transform.active)(pytree.tree_unflatten(self.stacked["state"], self.program.structure)[0])
+
+    def _kept(self) -> Any:
+        assert self.program.kept is not None
+        return pytree.tree_unflatten(self.stacked["kept"], self.program.kept)
+
+    def _test_rows(self, step: int) -> Split | tuple[()]:
+        """The rows of test that probes take a gradient of, where one does: the first CHUNK."""
+        split = self.splits["test"]
+        if split is None or not any(probe.test for probe in self.program.probes.values()):
+            return ()
+        return self._labelled(Split(*(t[self._data_index(), :CHUNK] for t in split)), step)
 
     def _data_index(self) -> Tensor:
         return torch.tensor(self.lanes, device=self.program.device)

@@ -16,7 +16,9 @@ from grokscale.train.lanes import NEVER, Lanes, lanes_for
 from grokscale.train.program import Program
 
 METRICS = ("train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc")
-SNAPSHOT = 1  # version of the snapshot's layout
+FLAGS = ("active", "full", "val_full", "test_full")
+PROBED = 1.02  # measures are taken at evaluations at least this factor apart, however often a schedule looks
+SNAPSHOT = 2  # version of the snapshot's layout
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,10 @@ class Evaluation:
         """A copy of everything that the run goes on from: tensors and primitives. Valid until the next evaluation."""
         return self._pack.snapshot()
 
+    def learned(self, seed: int) -> bytes:
+        """What the transform of a replica learned, as a file; of one that has not ended before this evaluation."""
+        return self._pack.learned(seed)
+
     def replicas(self) -> list[dict[str, Any]]:
         """A row of the store's `replicas` per seed, without what only the caller knows (provenance)."""
         return self._pack.replicas()
@@ -44,6 +50,10 @@ class Evaluation:
     def curves(self) -> dict[str, np.ndarray]:
         """The columns of the store's `curves`: every evaluation of every seed so far."""
         return self._pack.curves()
+
+    def measures(self) -> dict[str, Any]:
+        """The columns of the store's `measures`: what the chosen ones said of every seed so far."""
+        return self._pack.measures()
 
 
 def next_evaluation(step: int, every: Mapping[str, Any], epoch: int) -> int:
@@ -56,13 +66,16 @@ def next_evaluation(step: int, every: Mapping[str, Any], epoch: int) -> int:
 class Pack:
     """A run of some replicas: the lanes, the history of their evaluations, and who has finished."""
 
-    def __init__(self, program: Program, seeds: Sequence[int], horizon: int, until: str, state: dict[str, Any] | None):
-        self.program, self.horizon, self.until = program, horizon, until
+    def __init__(self, program: Program, seeds: Sequence[int], horizon: int, until: str, state: dict[str, Any] | None,
+                 at_least: int = 0) -> None:
+        self.program, self.horizon, self.until, self.at_least = program, horizon, until, at_least
         self.seeds = tuple(int(seed) for seed in seeds)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be one or more different integers, got {list(seeds)}")
         self.step = self.tick = 0  # steps done; step of the last evaluation of the schedule
+        self.probed = 0  # step of the last look of the probes
         self.history: dict[int, list[list[float]]] = {seed: [] for seed in self.seeds}
+        self.measured: dict[int, list[tuple[int, dict[str, Any]]]] = {seed: [] for seed in self.seeds}
         self.ended: dict[int, dict[str, Any]] = {}  # seed -> how it ended: observed_to, diverged, final accuracies
         self.widest = lanes_for(len(self.seeds))
         if state is None:
@@ -70,6 +83,8 @@ class Pack:
         else:
             alive, stacked = self._restore(state)
         self._build(alive, stacked)
+        if state is None:
+            self._note(self.lanes.weigh(), {seed: lane for lane, seed in enumerate(self.seeds)})
 
     @property
     def done(self) -> bool:
@@ -79,14 +94,20 @@ class Pack:
         """Train to the next evaluation, or to the horizon where that comes first, and look."""
         tick = next_evaluation(self.tick, self.program.spec.eval, self.lanes.epoch_steps)
         stop = min(tick, self.horizon) if self.step < self.horizon else tick
+        probing = bool(self.program.probes) and stop == tick and tick >= PROBED * self.probed
+        seen: dict[str, Tensor] = {}
         while self.step < stop:
             self.step += 1
-            self.lanes.step(self.step)
+            _, seen = self.lanes.step(self.step, look=probing and self.step == stop)
         alive = self._alive()
         rows: dict[int, list[float]] = {}
         if stop == tick:
             self.tick, rows = tick, self._look()
+        looked = {seed: len(rows) for seed, rows in self.history.items()}
         ending = [seed for seed, lane in alive.items() if self._judge(seed, lane, rows.get(lane))]
+        if probing:  # of the replicas that this look says something of
+            self.probed = stop
+            self._note(seen, {seed: lane for seed, lane in alive.items() if len(self.history[seed]) > looked[seed]})
         self._look_at_the_end({seed: alive[seed] for seed in ending if self.ended[seed]["diverged"] is None})
         metrics = {name: np.full(len(self.seeds), np.nan) for name in METRICS}
         for i, seed in enumerate(self.seeds):
@@ -114,26 +135,34 @@ class Pack:
         """Seed -> lane of the replicas that have not ended."""
         return {seed: lane for lane, seed in enumerate(self.lanes.seeds) if seed not in self.ended}
 
+    def _note(self, seen: Mapping[str, Tensor], lanes: Mapping[int, int]) -> None:
+        """Write down what the probes say of these seeds."""
+        if seen:
+            told = {name: values.double().tolist() for name, values in seen.items()}
+            for seed, lane in lanes.items():
+                self.measured[seed].append((self.step, {name: values[lane] for name, values in told.items()}))
+
     def _look(self) -> dict[int, list[float]]:
-        """Evaluate; hand the methods their accuracy; lane -> history row [step, *METRICS, active, full]."""
+        """Evaluate; hand the methods their accuracy; lane -> history row [step, *METRICS, *FLAGS]."""
         spec, lanes = self.program.spec, self.lanes
         count = len(lanes.lanes)
         examples = None if spec.eval.get("epoch") else int(spec.eval["examples"])
         names = ["train", "val", "test"] if lanes.splits["val"] is not None else ["train", "test"]
         # name -> (2, L): loss, accuracy
         seen = {name: torch.stack(lanes.accuracy(name, examples, self.step)) for name in names}
-        full = torch.full((count,), examples is None)
+        full = {name: torch.full((count,), examples is None) for name in ("val", "test")}
         for name in names[1:] if examples is not None else ():
             # A lane whose sample has just crossed the threshold is looked at on the full split instead.
             crossed = (seen[name][1] >= spec.threshold) & ~self._above(name)
             if bool(crossed.any()):
                 seen[name] = torch.where(crossed, torch.stack(lanes.accuracy(name, None, self.step)), seen[name])
-                full = full | crossed.cpu()
-        seen.setdefault("val", seen["test"])
+                full[name] = crossed.cpu()
+        if "val" not in seen:
+            seen["val"], full["val"] = seen["test"], full["test"]
         lanes.stacked["val_accuracy"] = seen[spec.monitor][1].to(self.program.dtype)
         table = torch.cat([seen[name].cpu().double() for name in ("train", "val", "test")]).T.tolist()
-        active, whole = lanes.active().tolist(), full.tolist()
-        return {i: [float(self.step), *table[i], float(active[i]), float(whole[i])] for i in range(count)}
+        flags = torch.stack([lanes.active().cpu(), full["val"] | full["test"], full["val"], full["test"]]).T.tolist()
+        return {i: [float(self.step), *table[i], *map(float, flags[i])] for i in range(count)}
 
     def _above(self, name: str) -> Tensor:
         """(L,) bool: was the accuracy on a split at or above the threshold at the evaluation before."""
@@ -150,8 +179,9 @@ class Pack:
             return True
         if row is not None:
             self.history[seed].append(row)
-        if finished(self._curve(seed), threshold=self.program.spec.threshold, step=self.step, horizon=self.horizon,
-                    until=self.until):
+        if self.step >= self.at_least and finished(
+                self._curve(seed), threshold=self.program.spec.threshold, step=self.step, horizon=self.horizon,
+                until=self.until):
             self.ended[seed] = self._end()
         return seed in self.ended
 
@@ -173,8 +203,8 @@ class Pack:
             self.ended[seed] |= {"final_acc": float(test[lane]), "final_val_acc": float(val[lane])}
 
     def _curve(self, seed: int) -> dict[str, np.ndarray]:
-        table = np.array(self.history[seed], dtype=np.float64).reshape(-1, 3 + len(METRICS))
-        names = ("step", *METRICS, "active", "full")
+        table = np.array(self.history[seed], dtype=np.float64).reshape(-1, 1 + len(METRICS) + len(FLAGS))
+        names = ("step", *METRICS, *FLAGS)
         curve = {name: table[:, i] for i, name in enumerate(names)}
         return {**curve, "step": curve["step"].astype(np.int64)}
 
@@ -195,7 +225,8 @@ class Pack:
                 "oracle_per_step": self.lanes.oracle, "labels": self.lanes.labels,
                 "params": sum(p.numel() // p.shape[0] for p in self.lanes.stacked["params"].values()),
                 "threshold": spec.threshold, "monitor": spec.monitor, "precision": spec.precision,
-                "lanes": self.widest, "compiled": False,
+                "lanes": self.widest, "compiled": False, "measured": ",".join(self.program.probes),
+                "flops_per_step": self.lanes.flops_per_step, "method_flops": self.program.method_flops,
             })
         return rows
 
@@ -205,17 +236,34 @@ class Pack:
         out: dict[str, np.ndarray] = {"seed": np.concatenate(seeds)}
         for name in parts[0][1]:
             out[name] = np.concatenate([c[name] for _, c in parts])
-        for name in ("active", "full"):
+        for name in FLAGS:
             out[name] = out[name].astype(bool)
         return out
+
+    def measures(self) -> dict[str, Any]:
+        rows = [
+            (seed, step, name, *((None, value) if isinstance(value, list) else (value, None)))
+            for seed in self.seeds for step, values in self.measured[seed] for name, value in values.items()
+        ]  # fmt: skip
+        columns = zip(*rows, strict=True) if rows else [()] * 5
+        return dict(zip(("seed", "step", "measure", "value", "vector"), map(list, columns), strict=True))
+
+    def learned(self, seed: int) -> bytes:
+        if self.program.transform.learned is None:
+            raise ValueError("the method learns nothing that could be saved")
+        state = self.lanes.state(self.lanes.seeds.index(seed))
+        return self.program.transform.learned(state)
 
     def snapshot(self) -> dict[str, Any]:
         alive = self._alive()
         return {
             "layout": SNAPSHOT, "trial_id": self.program.spec.trial_id, "step": self.step, "tick": self.tick,
-            "seeds": list(self.seeds), "alive": list(alive), "lanes": self.widest,
+            "seeds": list(self.seeds), "alive": list(alive), "lanes": self.widest, "probed": self.probed,
+            "metrics": list(self.program.probes),
             "stacked": pytree.tree_map(lambda t: t.cpu(), self.lanes.take(list(alive.values()))) if alive else None,
             "history": {str(seed): [list(row) for row in rows] for seed, rows in self.history.items()},
+            "measured": {str(seed): [[step, dict(values)] for step, values in rows]
+                         for seed, rows in self.measured.items()},
             "ended": {str(seed): dict(end) for seed, end in self.ended.items()},
         }
 
@@ -226,9 +274,13 @@ class Pack:
         missing = sorted(set(self.seeds) - set(state["seeds"]))
         if missing:
             raise ValueError(f"the snapshot has no replica of the seeds {missing}")
-        self.step, self.tick = state["step"], state["tick"]
+        if state["metrics"] != list(self.program.probes):
+            raise ValueError(f"the snapshot's metrics are {state['metrics']}, not {list(self.program.probes)}")
+        self.step, self.tick, self.probed = state["step"], state["tick"], state["probed"]
         self.widest = max(self.widest, state["lanes"])
         self.history = {seed: [list(row) for row in state["history"][str(seed)]] for seed in self.seeds}
+        self.measured = {
+            seed: [(step, dict(values)) for step, values in state["measured"][str(seed)]] for seed in self.seeds}
         self.ended = {seed: dict(state["ended"][str(seed)]) for seed in self.seeds if str(seed) in state["ended"]}
         alive = [seed for seed in self.seeds if seed not in self.ended]
         if not alive:

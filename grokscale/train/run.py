@@ -26,17 +26,22 @@ def train(
     state: dict[str, Any] | None = None,
     device: str = "cpu",
     registry: Registry | None = None,
+    metrics: Sequence[str] = (),
+    at_least: int = 0,
 ) -> Generator[Evaluation]:
     """Train the replicas `seeds` of a trial; yield at every evaluation of the trial's schedule.
 
     horizon: steps after which a replica that has not grokked is given up.  until: "decided" stops a replica once its
     crossing is decided, "stable" watches one that grokked until 2 x grok_step.  state: a snapshot to go on from, of
-    these seeds or more: split run == whole run, bit for bit.
+    these seeds or more and with the same metrics: split run == whole run, bit for bit.  metrics: names of measures
+    (`grokscale metrics`), which change no number.  at_least: a replica is watched to this step even if it is decided
+    sooner.
     """
     if until not in ("decided", "stable"):
         raise ValueError(f"until must be 'decided' or 'stable', got {until!r}")
-    program = Program(spec, registry or registry_.load(spec.plugins), device)
-    pack = Pack(program, seeds, horizon, until, state)
+    program = Program(spec, registry or registry_.load(spec.plugins), device, metrics=metrics)
+    with torch.no_grad():
+        pack = Pack(program, seeds, horizon, until, state, at_least)
     while not pack.done:
         with torch.no_grad():  # not around the yield: it would leak into whoever iterates
             evaluation = pack.run_to_next_evaluation()

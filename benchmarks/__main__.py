@@ -1,0 +1,68 @@
+"""`python -m benchmarks [ROW ...]`: measures, prints a table in Markdown; --write keeps it in RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from benchmarks import steps
+from benchmarks.measure import Row
+from grokscale.parts import device_name, git_sha
+
+ROWS: dict[str, Callable[[], list[Row]]] = {
+    "decoder": steps.decoder,
+    "two-layer": steps.two_layer,
+    "filters": steps.filters,
+    "packs": steps.packs,
+}
+HEAD = ["what", "target", "measured", "", "ours", "theirs", "floor", "note"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("rows", nargs="*", help=f"which; default all: {', '.join(ROWS)}")
+    parser.add_argument("--write", metavar="FILE", type=Path, help="also write the table there")
+    asked = parser.parse_args()
+    if unknown := [name for name in asked.rows if name not in ROWS]:
+        parser.error(f"unknown rows {', '.join(unknown)}; allowed: {', '.join(ROWS)}")
+    torch.set_num_threads(1)
+    found: list[Row] = []
+    for name in asked.rows or ROWS:
+        began = time.monotonic()
+        found += ROWS[name]()
+        print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    text = table(found)
+    print(text)
+    if asked.write:
+        asked.write.write_text(f"{about()}\n\n{text}\n")
+
+
+def table(rows: list[Row]) -> str:
+    """The rows in Markdown."""
+    mark = {True: "met", False: "**missed**", None: ""}
+    lines = [HEAD, ["---"] * len(HEAD)]
+    lines += [[r.what, r.target, r.measured, mark[r.met], r.ours, r.theirs, r.floor, r.note] for r in rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def about() -> str:
+    """Where and when this was measured."""
+    load = os.getloadavg()[0]
+    cores = len(os.sched_getaffinity(0))
+    return (
+        f"# What was measured\n\n{datetime.now(UTC):%Y-%m-%d}, {device_name('cpu')}, {cores} cores, one thread each, "
+        f"torch {torch.__version__}, Python {platform.python_version()}, commit {(git_sha() or 'unknown')[:12]}, "
+        f"load at the end {load:.1f}. Ratios are of figures taken in turns in one run."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m grokscale.cli` is `grokscale`."""
+
+from grokscale.cli import main
+
+main()

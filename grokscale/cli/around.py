@@ -1,0 +1,100 @@
+"""The verbs around: doctor, the catalogues, MLflow, data files."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from grokscale.cli.base import Data, Plugins, StorePath, Sweep, app, load_registry, open_store, option, say, use_data
+from grokscale.errors import GrokscaleError, InputError, suggest
+
+track_app = typer.Typer(help="MLflow, the mirror of the store.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(track_app, name="track")
+data_app = typer.Typer(help="Files that some tasks read.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+
+
+
+@app.command()
+def doctor() -> None:
+    """Try everything that a sweep needs, for real."""
+    from grokscale.doctor import examine
+
+    failed = 0
+    for finding in examine():
+        mark = {True: "ok", False: "FAILED", None: ""}[finding.ok]
+        failed += finding.ok is False
+        typer.echo(f"{finding.what:<18}{mark:<8}{finding.detail}")
+    if failed:
+        raise GrokscaleError(f"{failed} of these failed")
+    typer.echo("all is well")
+
+
+@app.command()
+def methods(plugin: Plugins = None) -> None:
+    """List methods: equations, sources, knobs, ranges."""
+    from grokscale import catalogue
+
+    typer.echo(catalogue.methods(load_registry(plugin or ())), nl=False)
+
+
+@app.command()
+def tasks(plugin: Plugins = None) -> None:
+    """List tasks and models with their options."""
+    from grokscale import catalogue
+
+    typer.echo(catalogue.tasks(load_registry(plugin or ())), nl=False)
+
+
+@app.command()
+def metrics(plugin: Plugins = None) -> None:
+    """List measures: what they record, what they cost."""
+    from grokscale import catalogue
+
+    typer.echo(catalogue.metrics(load_registry(plugin or ())), nl=False)
+
+
+@track_app.command("sync")
+def track_sync(
+    sweep: Sweep = None,
+    uri: Annotated[str | None, option(metavar="URI", help="Where MLflow is; default the sweep's.")] = None,
+    store: StorePath = None,
+) -> None:
+    """Bring MLflow up to what the store says."""
+    say("starting MLflow")
+    from grokscale import track
+
+    opened = open_store(store)
+    sweep_id = opened.find_sweep(sweep)
+    track.sync(opened, sweep_id, uri or track.uri_of(opened, sweep_id))
+    typer.echo(f"{sweep_id}: in step")
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A task that reads files.", show_default=False)],
+    base: Annotated[
+        str | None, option("--from", metavar="URL", envvar="GROKSCALE_DATA_URL", help="Holds NAME/FILE.")
+    ] = None,
+    data: Data = None,
+    plugin: Plugins = None,
+) -> None:
+    """Download a task's files, checked; again = what is missing."""
+    use_data(data)
+    from grokscale.fetch import fetch
+
+    sets = {task.name: task.dataset for task in load_registry(plugin or ()).tasks.values() if task.dataset}
+    if name not in sets:
+        raise InputError(f"no task {name!r} reads files; {suggest(name, sets)}")
+    fetch(sets[name], base, typer.echo)
+
+
+@data_app.command("list")
+def data_list(data: Data = None, plugin: Plugins = None) -> None:
+    """Say which files are there and right."""
+    use_data(data)
+    from grokscale import catalogue
+
+    typer.echo(catalogue.data(load_registry(plugin or ())), nl=False)

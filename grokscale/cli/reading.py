@@ -1,0 +1,109 @@
+"""The verbs that read: results, sql, associations, report, ui."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grokscale.cli.base import (
+    Format,
+    Output,
+    Rows,
+    StorePath,
+    Sweep,
+    app,
+    open_store,
+    option,
+    put,
+    say,
+    show,
+    write_file,
+)
+
+
+@app.command()
+def results(
+    sweep: Sweep = None,
+    format: Annotated[Format, typer.Option(help="table: what `sweep` printed; else --rows.")] = Format.table,
+    rows: Annotated[Rows, typer.Option(help="What csv, json and parquet hold.")] = Rows.speedups,
+    output: Output = None,
+    store: StorePath = None,
+) -> None:
+    """Print again what `sweep` printed at its end."""
+    opened = open_store(store)
+    if format is Format.table:
+        from grokscale.report import results_text
+
+        put(results_text(opened, sweep).encode(), output)
+    else:
+        from grokscale.store.export import export
+
+        put(export(opened.table(rows.value, sweep=sweep), format.value), output, format)
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="One SELECT.")],
+    format: Annotated[Format, typer.Option(help="How the rows come out.")] = Format.table,
+    output: Output = None,
+    store: StorePath = None,
+) -> None:
+    """Ask the store in SQL, read-only.
+
+    Views: replicas, trials, curves, measures, speedups, sweeps, plans, timings, importances. The dialect is DuckDB's.
+    """
+    show(open_store(store).sql(query), format, output)
+
+
+@app.command()
+def associations(
+    sweep: Annotated[str | None, typer.Argument(metavar="SWEEP", help="Name or id; default the whole store.")] = None,
+    format: Annotated[Format, typer.Option(help="How the rows come out.")] = Format.table,
+    output: Output = None,
+    store: StorePath = None,
+) -> None:
+    """What goes with a late grok step, per task (exploratory).
+
+    Spearman's rho of measures with the grok step, 95 % intervals: over all replicas, and within trials.
+    """
+    from grokscale.explain import associations as correlate
+
+    show(correlate(open_store(store), sweep), format, output)
+
+
+@app.command()
+def report(
+    sweep: Sweep = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
+    figures: Annotated[Path | None, option(metavar="DIR", help="Also every figure, as SVG and PNG.")] = None,
+    store: StorePath = None,
+) -> None:
+    """Write a sweep's tables and figures as one HTML page."""
+    from grokscale import report as reports
+
+    opened = open_store(store)
+    files = {output: reports.html(opened, sweep).encode()}
+    if figures is not None:
+        files |= {figures / name: data for name, data in reports.figure_files(opened, sweep).items()}
+    for path, data in files.items():
+        write_file(path, data)
+        typer.echo(str(path))
+
+
+@app.command()
+def ui(
+    sweep: Sweep = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
+    store: StorePath = None,
+) -> None:
+    """Serve MLflow's pages of the store, on this machine only.
+
+    Ctrl-C ends it.
+    """
+    say("starting MLflow")
+    from grokscale import track
+
+    opened = open_store(store)
+    track.serve(opened, opened.find_sweep(sweep), port=port, say=typer.echo)

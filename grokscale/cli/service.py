@@ -1,0 +1,203 @@
+"""The verbs for sweeps without a terminal: submit, list, status, logs, stop, resume."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from grokscale.cli.base import (
+    Data,
+    File,
+    Overrides,
+    StorePath,
+    Sweep,
+    app,
+    load_registry,
+    open_store,
+    option,
+    resolve,
+    say,
+    use_data,
+)
+from grokscale.errors import GrokscaleError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+    from grokscale.service import Status
+    from grokscale.store import Store
+
+Address = Annotated[
+    str | None,
+    option("--address", metavar="URL", envvar="GROKSCALE_ADDRESS", help="A Ray cluster's job server, http://HOST:8265."),
+]
+Detach = Annotated[bool, typer.Option("--detach", help="Return once it runs.")]
+Wait = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for the cluster.")]
+
+
+@app.command()
+def submit(
+    file: File,
+    address: Address = None,
+    detach: Detach = False,
+    wait: Wait = 60.0,
+    set_: Overrides = None,
+    data: Data = None,
+    store: StorePath = None,
+) -> None:
+    """Run a sweep on a cluster, or here in the background.
+
+    A sweep that runs already is not doubled, but followed. Without --detach its log is shown until it ends; Ctrl-C
+    leaves it running.
+    """
+    from grokscale import service
+
+    use_data(data)
+    _, resolved = resolve(file, set_)
+    opened, sweep_id = open_store(store or resolved.experiment.store), resolved.sweep_id
+    address = address or resolved.experiment.cluster.address
+    client = service.connect(address, seconds=wait, say=say) if address else None
+    if client is None:
+        overrides = [word for one in set_ or () for word in ("--set", one)]
+        command = ["sweep", str(file.resolve()), "--store", opened.root, *overrides]
+        where = service.detach(opened, sweep_id, command)
+    else:
+        job, fresh = service.submit(resolved, opened, client)
+        where = f"job {job} on {address}" + ("" if fresh else ", submitted before")
+    typer.echo(f"{sweep_id}: {where or 'done'}")
+    if not detach and where:
+        _follow(opened, sweep_id, client)
+
+
+@app.command("list")
+def list_(address: Address = None, store: StorePath = None) -> None:
+    """List the store's sweeps, the latest first."""
+    from grokscale import service
+    from grokscale.report.words import grid
+
+    rows = [
+        [one.sweep_id, one.state, one.phase, " ".join(one.question.split())[:48]]
+        for one in service.listing(open_store(store), _client(address))
+    ]
+    typer.echo(grid(["sweep", "state", "phase", "question"], rows, "<<<<") if rows else "no sweeps yet")
+
+
+@app.command()
+def status(sweep: Sweep = None, address: Address = None, store: StorePath = None) -> None:
+    """Say how far a sweep is, and where it runs."""
+    from grokscale import service
+
+    typer.echo(_table(service.status(open_store(store), sweep, _client(address))))
+
+
+@app.command()
+def logs(
+    sweep: Sweep = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on while the sweep runs.")] = False,
+    address: Address = None,
+    store: StorePath = None,
+) -> None:
+    """Print a sweep's log."""
+    from grokscale import service
+
+    opened, client = open_store(store), _client(address)
+    sweep_id = opened.find_sweep(sweep)
+    for line in service.follow(
+        opened, sweep_id, still=lambda: follow and bool(service.driver(opened, sweep_id, client))
+    ):
+        typer.echo(line)
+
+
+@app.command()
+def stop(
+    sweep: Sweep = None,
+    now: Annotated[bool, typer.Option("--now", help="At once: trials under way go back to their checkpoints.")] = False,
+    address: Address = None,
+    store: StorePath = None,
+) -> None:
+    """Stop a sweep in order: everything is saved, `resume` goes on."""
+    from grokscale import service
+
+    opened = open_store(store)
+    sweep_id = opened.find_sweep(sweep)
+    where = service.stop(opened, sweep_id, _client(address), now=now)
+    if not service.wait_stopped(opened, sweep_id, service.STOP_S):
+        raise GrokscaleError(f"{sweep_id}: {where} has not stopped within {service.STOP_S:.0f} s; --now does not ask")
+    typer.echo(f"{sweep_id}: stopped ({where}); grokscale resume {sweep_id} goes on")
+
+
+@app.command()
+def resume(
+    sweep: Sweep = None,
+    add_trials: Annotated[int, typer.Option(min=0, help="So many more search trials per arm.")] = 0,
+    detach: Detach = False,
+    address: Address = None,
+    wait: Wait = 60.0,
+    set_: Overrides = None,
+    data: Data = None,
+    store: StorePath = None,
+) -> None:
+    """Go on with a sweep of the store, perhaps a longer one.
+
+    --set may change what does not change what results mean: search.trials, race, confirm, limits, resources.
+    """
+    from grokscale import service
+    from grokscale.cli.sweeps import run_and_print
+
+    use_data(data)
+    opened = open_store(store)
+    sweep_id = opened.find_sweep(sweep)
+    overrides = list(set_ or ())
+    if add_trials:
+        before = service.again(opened, sweep_id, load_registry).experiment.search.trials
+        overrides.append(f"search.trials={before + add_trials}")
+    resolved = service.again(opened, sweep_id, load_registry, overrides)
+    if address:
+        job, fresh = service.submit(resolved, opened, service.connect(address, seconds=wait, say=say))
+        typer.echo(f"{sweep_id}: job {job} on {address}" + ("" if fresh else ", submitted before"))
+        return
+    if detach:
+        words = [word for one in overrides for word in ("--set", one)]
+        where = service.detach(opened, sweep_id, ["resume", sweep_id, "--store", opened.root, *words])
+        typer.echo(f"{sweep_id}: {where or 'done'}")
+        return
+    run_and_print(lambda: resolved, sweep_id, opened)
+
+
+def _client(address: str | None) -> JobSubmissionClient | None:
+    from grokscale import service
+
+    return service.connect(address, seconds=0.0, say=say) if address else None
+
+
+def _follow(store: Store, sweep_id: str, client: Any) -> None:
+    from grokscale import service
+
+    try:
+        for line in service.follow(store, sweep_id, still=lambda: bool(service.driver(store, sweep_id, client))):
+            say(line)
+    except KeyboardInterrupt:
+        say(f"{sweep_id} runs on; grokscale status, logs -f, stop")
+        raise typer.Exit(0) from None
+    end = service.status(store, sweep_id, client)
+    if end.state != "done":
+        raise GrokscaleError(f"{sweep_id} is {end.state}; grokscale resume {sweep_id} goes on")
+    from grokscale.report import results_text
+
+    typer.echo(results_text(store, sweep_id), nl=False)
+
+
+def _table(one: Status) -> str:
+    from grokscale.report.words import grid, number
+
+    rows = [
+        [a.phase, a.arm, f"{a.ended}/{a.asked}", str(a.failed), f"{a.grokked}/{a.replicas}",
+         "-" if a.best is None else number(a.best)]
+        for a in one.arms
+    ]  # fmt: skip
+    head = f"{one.sweep_id}: {one.state}" + (f", {one.where}" if one.where else "")
+    if one.state == "stopped":
+        head += f"; grokscale resume {one.sweep_id} goes on"
+    table = grid(["phase", "arm", "trials", "failed", "grokked", "best (steps)"], rows, "<<>>>>")
+    return "\n".join([head, *([one.question] if one.question else []), "", table if rows else "nothing asked yet"])

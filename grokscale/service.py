@@ -1,0 +1,334 @@
+"""A sweep without a terminal: submitted, listed, watched, stopped and resumed, here or on a Ray cluster.
+
+What is known of a sweep is in its store; this module adds only where its driver runs. Here that is a process of its
+own session, named by the sweep's lock. On a cluster it is a Ray job whose submission id is the sweep's id, so that a
+second submit of a running sweep finds the first. A driver may die at any moment: the store is the ledger, and the
+same submit, or `resume`, goes on from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grokscale.control import Holder, holder
+from grokscale.errors import GrokscaleError, InputError, suggest
+from grokscale.spec import Experiment, Resolved, parse
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+    from grokscale.entries import Registry
+    from grokscale.store import Store
+
+POLL_S = 0.2
+START_S = 60.0  # within which a detached driver has to hold its sweep's lock
+STOP_S = 30.0  # that a driver on a cluster has to stop in order
+LOG = "driver.log"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of one phase. asked, ended, failed: trials.  replicas, grokked: of its ended trials' seeds.
+    best: steps, the lowest objective."""
+
+    arm: str
+    phase: str
+    asked: int
+    ended: int
+    failed: int
+    replicas: int
+    grokked: int
+    best: float | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a sweep stands.
+
+    state: running, done, or stopped (resume goes on).  where: of its driver, "" without one.
+    phase: the last that anything was asked in.
+    """
+
+    sweep_id: str
+    name: str
+    question: str
+    state: str
+    phase: str
+    where: str
+    arms: tuple[Arm, ...]
+
+
+# --------------------------------------------------------------------------------------------- what there is
+
+
+def status(store: Store, sweep: str | None, client: JobSubmissionClient | None = None) -> Status:
+    """Where a sweep stands, from the store, its lock, and the cluster's jobs where there is a client.
+
+    Raises InputError for a sweep that the store does not know.
+    """
+    sweep_id = store.find_sweep(sweep)
+    head = store.rows("sweeps", sweep_id=sweep_id)[0]
+    trials = store.rows("trials", sweep_id=sweep_id)
+    known = store.answered({row["trial_id"] for row in trials})
+    arms = []
+    for phase in ("search", "race", "confirm"):
+        for arm in dict.fromkeys(row["arm"] for row in trials if row["phase"] == phase):
+            arms.append(_arm(arm, phase, [r for r in trials if (r["phase"], r["arm"]) == (phase, arm)], known))
+    where = driver(store, sweep_id, client)
+    done = bool(store.rows("speedups", sweep_id=sweep_id)) and all(row["state"] != "asked" for row in trials)
+    state = "running" if where else "done" if done else "stopped"
+    phase = arms[-1].phase if arms else ""
+    return Status(sweep_id, head["name"], head["question"], state, phase, where, tuple(arms))
+
+
+def listing(store: Store, client: JobSubmissionClient | None = None) -> list[Status]:
+    """Every sweep of the store, the latest first."""
+    return [status(store, sweep_id, client) for sweep_id in reversed(store.sweeps())]
+
+
+def driver(store: Store, sweep_id: str, client: JobSubmissionClient | None = None) -> str:
+    """Where the driver of a sweep runs, in words; "" where none does."""
+    held = holder(store.sweep_dir(sweep_id) / "lock")
+    if held is not None:
+        return str(held)
+    job = _job(client, sweep_id)
+    return f"job {sweep_id} ({job})" if job in ("PENDING", "RUNNING") else ""
+
+
+def _arm(arm: str, phase: str, rows: Sequence[Mapping[str, Any]], known: Mapping[Any, Mapping[str, Any]]) -> Arm:
+    states = [row["state"] for row in rows]
+    seeds = [known[key] for row in rows for seed in row["seeds"] if (key := (row["trial_id"], seed)) in known]
+    values = [row["value"] for row in rows if row["value"] is not None]
+    return Arm(
+        arm, phase, len(rows), states.count("ended"), states.count("failed"), len(seeds),
+        sum(row["grok_step"] is not None for row in seeds), math.exp(min(values)) if values else None,
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------- starting and stopping
+
+
+def detach(store: Store, sweep_id: str, command: Sequence[str]) -> str:
+    """Start a driver in a session of its own and wait until it holds the sweep's lock; where it runs.
+
+    command: the words after `grokscale`.  Its output goes to <store>/sweeps/<sweep_id>/driver.log.
+    Returns at once where a driver runs already. Raises GrokscaleError with its last words where it ends instead.
+    """
+    if where := driver(store, sweep_id):
+        return where
+    folder = store.sweep_dir(sweep_id)
+    with (folder / LOG).open("ab") as log:
+        began = log.tell()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "grokscale.cli", *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+    for _ in _every(POLL_S, START_S):
+        if where := driver(store, sweep_id):
+            return where
+        if process.poll() is not None:
+            if process.returncode == 0:
+                return ""
+            said = (folder / LOG).read_bytes()[began:].decode(errors="replace").strip()
+            raise GrokscaleError(f"the driver of {sweep_id} ended with code {process.returncode}:\n{said}")
+    raise GrokscaleError(f"the driver of {sweep_id} (process {process.pid}) does not begin; see {folder / LOG}")
+
+
+def stop(store: Store, sweep_id: str, client: JobSubmissionClient | None = None, *, now: bool = False) -> str:
+    """Stop the driver of a sweep: in order, keeping trials under way, or `now`; what was stopped.
+
+    Raises GrokscaleError where none runs, or where it runs on a machine that cannot be reached from here.
+    """
+    held = holder(store.sweep_dir(sweep_id) / "lock")
+    if held is None:
+        if _job(client, sweep_id) in ("PENDING", "RUNNING"):
+            assert client is not None
+            client.stop_job(sweep_id)
+            return f"job {sweep_id}"
+        raise GrokscaleError(f"no driver runs {sweep_id}; `grokscale resume {sweep_id}` starts one")
+    if not held.here:
+        if _job(client, sweep_id) in ("PENDING", "RUNNING"):
+            assert client is not None
+            client.stop_job(sweep_id)
+            return f"job {sweep_id}"
+        raise GrokscaleError(f"{sweep_id} is run by {held}: stop it there, or name the cluster with --address")
+    with contextlib.suppress(ProcessLookupError):  # it ended just now
+        os.kill(held.pid, signal.SIGKILL if now else signal.SIGINT)
+    return str(held)
+
+
+def wait_stopped(store: Store, sweep_id: str, seconds: float) -> bool:
+    """Has the driver let go of the sweep within so many seconds?"""
+    lock = store.sweep_dir(sweep_id) / "lock"
+    return any(holder(lock) is None for _ in _every(POLL_S, seconds))
+
+
+def again(
+    store: Store, sweep_id: str, registry: Callable[[Sequence[str]], Registry], overrides: Sequence[str] = ()
+) -> Resolved:
+    """The experiment of a stored sweep, with what may change changed.
+
+    Raises InputError for an override that would make it another sweep, naming it.
+    """
+    row = store.rows("sweeps", sweep_id=sweep_id)[0]
+    kept = Experiment.from_json(row["experiment_json"])
+    tables = json.loads(row["experiment_json"])
+    resolved = _resolved(tables, (), sweep_id, registry)
+    if resolved.sweep_id != sweep_id:
+        raise InputError(
+            f"{sweep_id}: this version of grokscale would give other numbers (methods, tasks or the engine have changed"
+            f" since): sweep the file of {kept.name} anew, as {resolved.sweep_id}"
+        )
+    changed = [one for one in overrides if _resolved(tables, (one,), sweep_id, registry).sweep_id != sweep_id]
+    if changed:
+        raise InputError([
+            f"--set {one}: would make it another sweep: what is searched, its ranges, the task, the horizon and the"
+            " schedule are what results are compared by; may change: search.trials, race, confirm, limits, resources"
+            for one in changed
+        ])  # fmt: skip
+    return _resolved(tables, overrides, sweep_id, registry)
+
+
+def _resolved(
+    tables: Mapping[str, Any], overrides: Sequence[str], source: str, registry: Callable[[Sequence[str]], Registry]
+) -> Resolved:
+    experiment = parse(tables, overrides, source)
+    return experiment.resolve(registry(experiment.plugin))
+
+
+def follow(store: Store, sweep_id: str, *, still: Callable[[], bool]) -> Iterator[str]:
+    """The lines of a sweep's log, and further ones while `still()` says that there may be some."""
+    path = store.sweep_dir(sweep_id) / "log.txt"
+    position = 0
+    while True:
+        last = not still()
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(position)
+                text = file.read()
+            whole = text if last else text[: text.rfind(b"\n") + 1]
+            position += len(whole)
+            yield from whole.decode(errors="replace").splitlines()
+        if last:
+            return
+        time.sleep(POLL_S)
+
+
+# ------------------------------------------------------------------------------------------------- on a cluster
+
+
+def connect(address: str, *, seconds: float, say: Callable[[str], None]) -> JobSubmissionClient:
+    """A client of the cluster's job server, waiting for it so long. address: http://HOST:8265.
+
+    Raises GrokscaleError where it does not answer, or refuses us.
+    """
+    if not address.startswith(("http://", "https://")):
+        raise InputError(f"--address {address}: must be the job server's, such as http://127.0.0.1:8265")
+    try:
+        from ray.job_submission import JobSubmissionClient
+    except ImportError as error:
+        raise GrokscaleError(f"Ray Jobs are missing ({error}): pip install 'grokscale[cluster]'") from error
+    problem, told = "", False
+    for _ in _every(1.0, seconds):
+        try:
+            return JobSubmissionClient(address)
+        except (ConnectionError, RuntimeError) as error:
+            problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if "401" in problem or "403" in problem or "uthenti" in str(error):
+                raise GrokscaleError(
+                    f"{address} refuses: {problem}; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as the cluster has"
+                ) from None
+        if not told:
+            say(f"waiting for a Ray cluster at {address} (at most {seconds:.0f} s)")
+            told = True
+    raise GrokscaleError(
+        f"no Ray cluster answers at {address}: {problem}; start one (cluster/), or name it with --address, "
+        "GROKSCALE_ADDRESS or [cluster] address"
+    )
+
+
+def submit(
+    resolved: Resolved, store: Store, client: JobSubmissionClient, *, command: Sequence[str] = ()
+) -> tuple[str, bool]:
+    """Run a sweep as a job of the cluster; (its submission id, was it submitted now?).
+
+    The package, the experiment and its plugins travel with the job; data and secrets do not. The store has to be one
+    that every node can reach. A job of this sweep that waits or runs is left as it is.
+    """
+    sweep_id = resolved.sweep_id
+    before = _job(client, sweep_id)
+    if before in ("PENDING", "RUNNING"):
+        return sweep_id, False
+    if before is not None:
+        client.delete_job(sweep_id)  # ended: the id is free for the next try
+    with tempfile.TemporaryDirectory() as folder:
+        _pack(resolved, Path(folder))
+        words = ["python", "-m", "grokscale.cli", "sweep", "sweep.json", "--store", store.root]
+        client.submit_job(
+            entrypoint=" ".join([*words, *command]),
+            submission_id=sweep_id,
+            runtime_env={
+                "working_dir": folder,
+                "env_vars": {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": f"{STOP_S:.0f}",
+                             "PYTHONPATH": "."},
+            },
+            metadata={"name": resolved.experiment.name, "question": resolved.experiment.question[:200]},
+        )  # fmt: skip
+    return sweep_id, True
+
+
+def _pack(resolved: Resolved, folder: Path) -> None:
+    """What the driver needs on the cluster: the experiment as JSON, this package, the plugins' modules."""
+    import importlib.util
+
+    (folder / "sweep.json").write_text(resolved.experiment.to_json())
+    here = Path(__file__).parent
+    shutil.copytree(here, folder / "grokscale", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in resolved.experiment.plugin:
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:
+            raise InputError(f"plugin {name}: has no source that could travel; {suggest(name, ())}")
+        origin = Path(found.origin)
+        if origin.name == "__init__.py":
+            shutil.copytree(origin.parent, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(origin, folder / origin.name)
+
+
+def _job(client: JobSubmissionClient | None, sweep_id: str) -> str | None:
+    """The state of the job of a sweep; None where there is none."""
+    if client is None:
+        return None
+    try:
+        return client.get_job_status(sweep_id).value
+    except RuntimeError:  # Ray's way to say that it knows no such job
+        return None
+
+
+def _every(seconds: float, limit: float) -> Iterator[None]:
+    """Now, and again so many seconds later, until the limit has passed."""
+    end = time.monotonic() + limit
+    while True:
+        yield
+        if time.monotonic() >= end:
+            return
+        time.sleep(seconds)
+
+
+__all__ = [
+    "Arm", "Holder", "Status", "again", "connect", "detach", "driver", "follow", "listing", "status", "stop", "submit",
+    "wait_stopped",
+]  # fmt: skip
