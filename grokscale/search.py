@@ -16,7 +16,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -207,6 +207,28 @@ def shortlist(ended: Sequence[Ended], top: int) -> list[Ended]:
     return [trial for value, _, trial in sorted(watched) if value <= limit][:top]
 
 
+def importances(space: Mapping[str, BaseDistribution], ended: Sequence[Ended]) -> dict[str, float]:
+    """Knob -> share of the objective's variance that it accounts for, by PED-ANOVA; the greatest first, sum 1.
+
+    Capped and failed trials and points outside the space are left out: a capped one only says "worse". {} with
+    fewer than STARTUP others, where no knob is searched, or all but the best tenth tie. Watanabe et al. 2023, IJCAI.
+    """
+    kept = [trial for trial in sorted(ended) if trial.value is not None and not trial.capped]
+    kept = [trial for trial in kept if inside(trial.params, space)]
+    values = sorted(trial.value for trial in kept if trial.value is not None)
+    if len(kept) < STARTUP or not space or values[-1] == values[math.ceil(0.1 * (len(values) - 1))]:
+        return {}
+    study = optuna.create_study()
+    for trial in kept:
+        params = {knob: trial.params[knob] for knob in space}
+        told = optuna.trial.create_trial(value=trial.value, params=params, distributions=dict(space))
+        study.add_trial(told)
+    found = optuna.importance.PedAnovaImportanceEvaluator().evaluate(study)
+    total = sum(found.values())
+    ordered = sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
+    return {knob: share / total for knob, share in ordered} if total > 0 else {}
+
+
 def tau_confirm(steps: Sequence[float], horizon: int) -> int:
     """The horizon of a confirmation from the raced baseline's grok steps (inf = never).
 
@@ -232,7 +254,8 @@ class SearchPlan:
         experiment = resolved.experiment
         self.resolved, self.sweep_id, self.horizon = resolved, resolved.sweep_id, resolved.horizon
         self.parallel = experiment.search.parallel
-        self.seeds = tuple(seed_for("search", k) for k in range(experiment.search.seeds))
+        count = experiment.search.seeds
+        self.seeds = {arm.name: tuple(search_seeds(resolved, arm.name)[:count]) for arm in resolved.arms}
         self.sizes = {arm.name: size(arm, experiment.search.trials) for arm in resolved.arms}
         self.ended: dict[str, list[Ended]] = {arm.name: [] for arm in resolved.arms}
         self._open: dict[str, list[Job]] = {arm.name: self._ask(arm) for arm in resolved.arms}
@@ -253,7 +276,7 @@ class SearchPlan:
                 len(past) + i,
                 params,
                 self.resolved.trial(arm.name, params),
-                self.seeds,
+                self.seeds[arm.name],
                 cap,
             )
             for i, params in enumerate(propose(arm, past, generation, count=count, seed=seed))
@@ -302,12 +325,22 @@ def size(arm: ResolvedArm, trials: int) -> int:
     return trials if arm.space else min(trials, len(arm.points))
 
 
+def search_seeds(resolved: Resolved, arm: str) -> list[int]:
+    """The seeds that an arm's search reads, and after them those of its race.
+
+    The same for every arm; in an A/A check, whose searches are independent, the arms take turns with the seeds.
+    """
+    x = resolved.experiment
+    arms, turn = (len(resolved.arms), [one.name for one in resolved.arms].index(arm)) if x.aa else (1, 0)
+    return [seed_for("search", k * arms + turn) for k in range(x.search.seeds + x.race.seeds)]
+
+
 def race_plan(resolved: Resolved, ended: Mapping[str, Sequence[Ended]]) -> FixedPlan:
     """Race: the best trials of every arm on further search seeds, watched to the horizon."""
     experiment = resolved.experiment
-    first, race = experiment.search.seeds, experiment.race
-    seeds = tuple(seed_for("search", k) for k in range(first, first + race.seeds))
-    racing = {arm.name: shortlist(ended[arm.name], race.top) if seeds else [] for arm in resolved.arms}
+    race = experiment.race
+    seeds = {arm.name: tuple(search_seeds(resolved, arm.name)[experiment.search.seeds :]) for arm in resolved.arms}
+    racing = {arm.name: shortlist(ended[arm.name], race.top) if race.seeds else [] for arm in resolved.arms}
     jobs = [
         Job(
             "race",
@@ -315,7 +348,7 @@ def race_plan(resolved: Resolved, ended: Mapping[str, Sequence[Ended]]) -> Fixed
             trial.number,
             trial.params,
             resolved.trial(arm, trial.params),
-            seeds,
+            seeds[arm],
             resolved.horizon,
         )
         for rank in range(race.top)
@@ -327,11 +360,17 @@ def race_plan(resolved: Resolved, ended: Mapping[str, Sequence[Ended]]) -> Fixed
 
 @dataclass(frozen=True)
 class Winner:
-    """The configuration of an arm that is confirmed."""
+    """The configuration of an arm that is confirmed.
+
+    value: its objective over search and race seeds, None where nothing was searched.
+    seeds: its own confirmation seeds in an A/A check, None where all arms share the plan's.
+    """
 
     number: int
     params: dict[str, Any]
     trial_id: str
+    value: float | None = None
+    seeds: tuple[int, ...] | None = None
 
 
 def winners(resolved: Resolved, ended: Mapping[str, Sequence[Ended]], race: FixedPlan) -> dict[str, Winner]:
@@ -351,10 +390,26 @@ def winners(resolved: Resolved, ended: Mapping[str, Sequence[Ended]], race: Fixe
                 value = (n_search * trial.value + n_race * raced) / (n_search + n_race)
                 pooled.append((value, trial.number, trial))
         if pooled or running:
-            best = min(pooled)[2] if pooled else running[0]
+            value, _, best = min(pooled) if pooled else (running[0].value, 0, running[0])
             trial_id = resolved.trial(arm.name, best.params).trial_id
-            chosen[arm.name] = Winner(best.number, dict(best.params), trial_id)
+            chosen[arm.name] = Winner(best.number, dict(best.params), trial_id, value)
     return chosen
+
+
+def practice(resolved: Resolved, winners: Mapping[str, Winner]) -> str | None:
+    """The arm that stands for the practice baseline: the candidate that searched and raced best, None without any.
+
+    Candidates without a value (nothing was searched) come in the order of the file.
+    """
+    listed = [name for name in resolved.experiment.practice if name in winners]
+    values = {name: winners[name].value for name in listed}
+    return min(listed, key=lambda name: math.inf if (v := values[name]) is None else v, default=None)
+
+
+def apart(resolved: Resolved, winners: Mapping[str, Winner], seeds: Sequence[int]) -> dict[str, Winner]:
+    """The winners of an A/A check, each with its share of the seeds, which the arms take in turns."""
+    arms = [arm.name for arm in resolved.arms if arm.name in winners]
+    return {name: replace(winners[name], seeds=tuple(seeds[i :: len(arms)])) for i, name in enumerate(arms)}
 
 
 def defaults(resolved: Resolved) -> dict[str, Winner]:
@@ -375,7 +430,7 @@ def confirm_plan(resolved: Resolved, winners: Mapping[str, Winner], seeds: Seque
             one.number,
             one.params,
             resolved.trial(arm, one.params),
-            tuple(seeds),
+            tuple(seeds if one.seeds is None else one.seeds),
             tau,
             "stable",
         )

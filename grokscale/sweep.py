@@ -24,6 +24,7 @@ from grokscale.errors import GrokscaleError
 from grokscale.parts import device_name, package_version
 from grokscale.search import Plan, SearchPlan, Winner
 from grokscale.spec import Resolved, canonical_json, seed_for
+from grokscale.spec.settings import described
 from grokscale.store import Store
 from grokscale.track import Mirror, default_uri
 
@@ -135,9 +136,11 @@ class _Sweep:
     def _introduce(self) -> None:
         """The sweep's own row: written once, and again where what may change (trials, seeds, limits) has changed."""
         x = self.experiment
+        arms = self.resolved.arms
+        spaces = {arm.name: {knob: described(range_) for knob, range_ in arm.space.items()} for arm in arms}
         row = {
             "sweep_id": self.sweep_id, "name": x.name, "question": x.question, "baseline": x.baseline,
-            "horizon": self.resolved.horizon, "experiment_json": x.to_json(),
+            "horizon": self.resolved.horizon, "experiment_json": x.to_json(), "spaces_json": canonical_json(spaces),
         }  # fmt: skip
         known = self.store.rows("sweeps", sweep_id=self.sweep_id)
         if not known or any(known[0][name] != value for name, value in row.items()):
@@ -156,6 +159,7 @@ class _Sweep:
             if x.search.trials:
                 searching = SearchPlan(self.resolved)
                 yield self._desk(searching, horizon)
+                self._weigh(searching)
                 racing = search.race_plan(self.resolved, searching.ended)
                 yield self._desk(racing, horizon)
                 winners = search.winners(self.resolved, searching.ended, racing)
@@ -184,10 +188,15 @@ class _Sweep:
         A search or a confirmation of another size is a new plan, on the next block of seeds: n is fixed
         beforehand.
         """
-        used = sum(len(row["seeds"]) for row in known)
+        used, count = sum(len(row["seeds"]) for row in known), self.experiment.confirm.seeds
+        if self.experiment.aa:
+            count *= len(winners)
+        seeds = [seed_for("confirm", used + k) for k in range(count)]
+        if self.experiment.aa:
+            winners = search.apart(self.resolved, winners, seeds)
         row = {
             "sweep_id": self.sweep_id, "block": len(known), "tau": tau, "key": self._plan_key(),
-            "seeds": [seed_for("confirm", used + k) for k in range(self.experiment.confirm.seeds)],
+            "seeds": seeds, "practice": search.practice(self.resolved, winners),
             "winners_json": canonical_json({arm: vars(winner) for arm, winner in winners.items()}),
         }  # fmt: skip
         self.store.append("plans", [row])
@@ -200,19 +209,33 @@ class _Sweep:
         )
         return row
 
+    def _weigh(self, searching: SearchPlan) -> None:
+        """Store what each knob of an arm mattered in its search, unless the store has it as it is."""
+        rows = []
+        for arm in self.resolved.arms:
+            ended = searching.ended[arm.name]
+            trials = sum(trial.value is not None and not trial.capped for trial in ended)
+            about = {"sweep_id": self.sweep_id, "arm": arm.name, "trials": trials}
+            rows += [{**about, "knob": k, "share": v} for k, v in search.importances(arm.space, ended).items()]
+        stored = self.store.rows("importances", sweep_id=self.sweep_id)
+        known = [{name: row[name] for name in ("sweep_id", "arm", "trials", "knob", "share")} for row in stored]
+        self.store.append("importances", [row | {"version": package_version()} for row in rows if row not in known])
+
     def _winners(self) -> dict[str, Winner]:
         assert self._plan is not None
         return {arm: Winner(**winner) for arm, winner in json.loads(self._plan["winners_json"]).items()}
 
     def _plan_key(self) -> str:
         x = self.experiment
-        asked = {
+        asked: dict[str, Any] = {
             "search": x.search.model_dump(),
             "race": x.race.model_dump(),
             "confirm": x.confirm.model_dump(),
         }
         if not x.search.trials:
             asked["search"] = asked["race"] = {}
+        if x.practice:
+            asked["practice"] = {"arms": x.practice}
         return hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:12]
 
     def _tau(self, winners: dict[str, Winner]) -> int:
@@ -222,7 +245,7 @@ class _Sweep:
                 f"every trial of the baseline {self.experiment.baseline} failed, there is nothing to compare with:\n"
                 + "\n".join(f"{f.phase} {f.arm} {f.number}: {_last_line(f.error)}" for f in self.failures)
             )
-        seeds = [seed_for("search", k) for k in range(self.experiment.search.seeds + self.experiment.race.seeds)]
+        seeds = search.search_seeds(self.resolved, self.experiment.baseline)
         rows = self.ledger.rows(baseline.trial_id, seeds)
         return search.tau_confirm(search.times(rows, self.resolved.horizon), self.resolved.horizon)
 

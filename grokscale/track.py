@@ -211,7 +211,7 @@ class _Sync:
         if parent.data.tags.get("mlflow.note.content") == note:
             return
         newest = max((row["block"] for row in speedups), default=0)
-        last = [row for row in speedups if row["block"] == newest]
+        last = [row for row in speedups if row["block"] == newest and row["baseline"] == self.head["baseline"]]
         metrics = [
             Metric(_name(f"S.{row['arm']}.{row['clock']}{suffix}"), row[column], _millis(row["at"]) or 0, newest)
             for row in last

@@ -116,17 +116,18 @@ def confirmed(
     seeds: int = len(SEEDS),
     timed: bool = True,
     answered: bool = True,
+    practice: str | None = None,
     experiment: Mapping[str, Any] = EXPERIMENT,
     **changes: Any,
 ) -> str:
     """`searched`, and then the confirmation: plan, replicas, curves, timings, speed-ups. Returns the sweep's id.
 
     times: grok steps by arm in place of `grok_steps`.  seeds: of the plan's, how many have run.
-    answered: store the speed-ups.  changes: columns of every replica.
+    answered: store the speed-ups.  practice: the plan's practice baseline.  changes: columns of every replica.
     """
     searched(store, sweep_id, experiment)
     chosen = {arm: {"trial_id": trial_id(arm), "params": PARAMS[arm], "number": 0} for arm in PARAMS}
-    plan = {"sweep_id": sweep_id, "block": 0, "tau": TAU, "seeds": SEEDS, "key": "k"}
+    plan = {"sweep_id": sweep_id, "block": 0, "tau": TAU, "seeds": SEEDS, "key": "k", "practice": practice}
     store.append("plans", [plan | {"winners_json": json.dumps(chosen)}])
     of_all = {"sweep_id": sweep_id, "phase": "confirm", "number": 0, "seeds": SEEDS, "cap": TAU, "value": None}
     state = "ended" if seeds == len(SEEDS) else "asked"
@@ -148,4 +149,24 @@ def confirmed(
             store.append("timings", [about | {"seconds_on": SECONDS[arm], "seconds_off": SECONDS[arm]}])
     if answered:
         store.append("speedups", answers.compute(store, sweep_id))
+    return sweep_id
+
+
+def twins(store: Store, sweep_id: str = "twins-0123abcd") -> str:
+    """An A/A check: one trial as two arms, each confirmed on seeds of its own. Returns the sweep's id."""
+    experiment = {**EXPERIMENT, "baseline": "left", "aa": True, "arm": [{"name": "left"}, {"name": "right"}]}
+    head = {key: experiment[key] for key in ("name", "question", "baseline", "horizon")}
+    store.append("sweeps", [{**head, "sweep_id": sweep_id, "experiment_json": json.dumps(experiment), "version": "0"}])
+    name, params = trial_id("plain"), PARAMS["plain"]
+    chosen = {arm: {"trial_id": name, "params": params, "number": 0, "seeds": SEEDS[i::2]}
+              for i, arm in enumerate(("left", "right"))}  # fmt: skip
+    plan = {"sweep_id": sweep_id, "block": 0, "tau": TAU, "seeds": SEEDS, "key": "k"}
+    store.append("plans", [plan | {"winners_json": json.dumps(chosen)}])
+    store.append("replicas", [replica("plain", *pair) for pair in zip(SEEDS, grok_steps("plain"), strict=True)])
+    store.append("trials", [
+        {"sweep_id": sweep_id, "phase": "confirm", "number": 0, "cap": TAU, "value": None, "state": "ended", "arm": arm,
+         "trial_id": name, "seeds": one["seeds"], "params_json": json.dumps(params)}
+        for arm, one in chosen.items()
+    ])  # fmt: skip
+    store.append("speedups", answers.compute(store, sweep_id))
     return sweep_id

@@ -113,7 +113,7 @@ BELOW: dict[str, set[str]] = {
     "rng": set(),
     "data": BASE,
     "transform": {"errors"},
-    "methods": {"transform", "entries", "errors"},
+    "methods": {"transform", "data", "entries", "errors"},
     "tasks": {"data", "rng", "entries", "errors"},
     "models": {"transform", "tasks", "entries", "errors"},
     "metrics": {"transform", "entries"},

@@ -225,6 +225,10 @@ def test_what_metrics_see() -> None:
     assert float(seen["p_entropy"]) == pytest.approx(0.0, abs=1e-6)
     both = ng.distribution(grads, zero, scope="global")
     assert sum(float(t.sum()) for t in both.values()) == pytest.approx(1.0)
+    seen = ng.gauges(both, grads, "global")
+    assert [float(seen[k]) for k in ("p_max", "p_entropy")] == pytest.approx([1 / 40, 1.0])
+    single = {"a": torch.ones(1)}
+    assert ng.gauges(single, single)["p_entropy"] == 0.0
 
 
 # ------------------------------------------------------------------------------------------------ the outer step
@@ -307,6 +311,27 @@ def test_what_it_asks_of_the_engine() -> None:
     assert entry.flops(shapes, {}, {**entry.defaults, "amplifier": "x@y"}) < cost["mlp"]
 
 
+def test_measures_of_a_run_hold_what_the_amplifier_says() -> None:
+    """p is nearly uniform at first: NeuralGrok begins as the normalised gradient (methods.md 1.2.4)."""
+    spec = trial("tokens-decoder", [{"name": "neuralgrok", "width": 16, "period": 2, "inner_clip": 0.0}], threshold=1.1)
+    *_, end = train(spec, [1, 2], horizon=20, registry=REGISTRY, metrics=("method",))
+    rows = end.measures()
+    seen = {(name, s, seed): v for seed, s, name, v in zip(
+        rows["seed"], rows["step"], rows["measure"], rows["value"], strict=True)}  # fmt: skip
+    names = {name for name, *_ in seen}
+    assert names == {f"method/{k}" for k in ("p_max", "p_entropy", "effective_norm", "updates", "skipped")}
+    tensors = len(Program(spec, REGISTRY, "cpu").start(1)[0])
+    for (name, step, _), value in seen.items():
+        if name == "method/p_entropy":
+            assert 0.99 < value <= 1 + 1e-6
+        if name == "method/effective_norm":
+            assert value == pytest.approx(0.2 * math.sqrt(tensors), rel=1e-5)
+        if name == "method/updates":
+            assert value == (step - 1) // 2  # a look comes before the outer step of its own step
+        if name == "method/skipped":
+            assert value == 0
+
+
 # ---------------------------------------------------------------------------------------------------- whole runs
 
 TINY = {
@@ -348,7 +373,8 @@ def test_a_frozen_amplifier_is_used_and_stays(tmp_path: Path) -> None:
     path.write_bytes(content)
     knob = f"{path}@{content_digest(content)}"
     learned = amp.load(knob)
-    [drawn] = [s for s in Program(learning, REGISTRY, "cpu").start(1)[1] if isinstance(s, ng.NeuralGrokState)]
+    first, _ = Program(learning, REGISTRY, "cpu").start(1)[1]
+    [drawn] = [s for s in first if isinstance(s, ng.NeuralGrokState)]
     assert set(learned) == set(drawn.phi) and not same(learned, drawn.phi)
     frozen = ng.neuralgrok(amplifier=knob, width=999)
     assert (frozen.outer, frozen.after, frozen.needs) == (0.0, None, frozenset())

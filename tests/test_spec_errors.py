@@ -159,7 +159,6 @@ ARMS = [{"name": "none"}, {"name": "damp"}]
         ({"name": "Quick Start"}, "name: must be a string (a-z, 0-9 and -, at most 64"),
         ({"nam": 1}, "nam: unknown key; did you mean 'name'? allowed: name, "),
         ({"trials": 8}, "trials: unknown key; did you mean search.trials? allowed here: "),
-        ({"paper": []}, "paper: comparison with published values is not available yet"),
         ({"task": {"name": 3}}, "task.name: must be a string"),
         ({"task": {"nn": 3}}, "task.nn: unknown key for task coins; did you mean 'n'? allowed: n, "),
         ({"task": {"n": 1.5}}, "task.n: must be an integer, got 1.5"),

@@ -154,7 +154,7 @@ def test_modular_loss_and_accuracy_are_the_references(task: Task) -> None:
     ("factory", "options", "named"),
     [
         (pairs, {"p": 1}, "p"),
-        (pairs, {"op": "div"}, "op"),
+        (pairs, {"op": "gcd"}, "op"),
         (pairs, {"fraction": 1.0}, "fraction"),
         (tokens, {"fraction": 0.0}, "fraction"),
         (tokens, {"op": "pow"}, "op"),

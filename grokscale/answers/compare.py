@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from grokscale import stats
-from grokscale.answers.sides import Row, Side, newest_plan, paired, side, sweep_row
+from grokscale.answers.sides import Row, Side, newest_plan, paired, pairs_of, side, sweep_row
 from grokscale.errors import GrokscaleError
 from grokscale.store import Store
 from grokscale.store.schemas import to_table
@@ -54,11 +54,7 @@ def compute(store: Store, sweep_id: str, *, baseline: str | None = None) -> list
     winners: dict[str, Any] = json.loads(plan["winners_json"])
     against = baseline or sweep["baseline"]
     sides = {arm: side(store, sweep_id, arm, plan) for arm in dict.fromkeys([against, *winners])}
-    pairs = [(against, arm) for arm in winners if arm != against]
-    practice = plan["practice"]
-    if baseline is None and practice not in (None, against):
-        candidates = experiment.get("practice", [])
-        pairs += [(practice, arm) for arm in winners if arm != practice and arm not in candidates]
+    pairs = pairs_of(plan, against, {} if baseline else experiment)
     timings = store.rows("timings", trial_id=[one.trial_id for one in sides.values()])
     answers = []
     for base, arm in pairs:
@@ -91,8 +87,7 @@ def _compare(base: Side, arm: Side, timings: Sequence[Row], block: int, apart: b
     pairs = paired(base, arm, apart=apart)
     now = datetime.now(UTC)
     for clock, (of_base, of_arm) in _clocks(base, arm, timings).items():
-        key = f"{arm.sweep_id}/{block}/{arm.arm}/{base.arm}/{clock}"
-        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
+        rng = seeded(f"{arm.sweep_id}/{block}/{arm.arm}/{base.arm}/{clock}")
         found = (stats.paired_speedup if pairs else stats.unpaired_speedup)(
             times(base), times(arm), arm.tau, clock_base=of_base, clock_arm=of_arm, rng=rng
         )
@@ -117,6 +112,11 @@ def _corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for row, p in zip(mine, stats.holm([row["p"] for row in mine]), strict=True):
             row["p_holm"] = p
     return rows
+
+
+def seeded(what: str) -> np.random.Generator:
+    """A generator that is a function of what it is for, so that the same question gets the same p."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(what.encode()).digest()[:8], "big"))
 
 
 def times(one: Side, column: str = "grok_step") -> list[float]:

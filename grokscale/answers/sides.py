@@ -120,6 +120,20 @@ def seeds_of(plan: Row, arm: str) -> list[int]:
     return list(plan["seeds"] if own is None else own)
 
 
+def pairs_of(plan: Row, baseline: str, experiment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(baseline, arm) of every comparison of a plan.
+
+    Every arm with the baseline; and with the practice baseline of the plan, where that is another, every arm that
+    was no candidate for it.
+    """
+    winners = json.loads(plan["winners_json"])
+    pairs = [(baseline, arm) for arm in winners if arm != baseline]
+    practice, candidates = plan["practice"], experiment.get("practice", ())
+    if candidates and practice not in (None, baseline):
+        pairs += [(practice, arm) for arm in winners if arm != practice and arm not in candidates]
+    return pairs
+
+
 def newest_plan(store: Store, sweep_id: str) -> dict[str, Any] | None:
     return max(store.rows("plans", sweep_id=sweep_id), key=lambda plan: plan["block"], default=None)
 

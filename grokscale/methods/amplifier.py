@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grokscale import data
 from grokscale.entries import content_digest
 from grokscale.transform import Params
 
@@ -86,14 +86,16 @@ def packed(phi: Params) -> bytes:
 def load(knob: str) -> Params:
     """The amplifier of a file that `grokscale run --save-learned FILE` wrote.
 
-    knob: "FILE@HASH", FILE relative to the folder $GROKSCALE_DATA (else to the current one), HASH the first digits of
-    its sha256. The content thus belongs to the identity of a trial, wherever the folder is.
+    knob: "FILE@HASH", FILE in the folder of data files (`data.folder`) or else in the current one, HASH the first
+    digits of its sha256. The content thus belongs to the identity of a trial, wherever the folder is.
     Raises ValueError where the file is missing, is another one, or holds none.
     """
     name, _, given = knob.rpartition("@")
-    path = Path(os.environ.get("GROKSCALE_DATA", "")) / (name or knob)
-    if not path.is_file():
-        raise ValueError(f"amplifier must be FILE@HASH of a saved amplifier: there is no file {path}")
+    places = [folder / (name or knob) for folder in (data.folder(), Path.cwd())]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        missing = " nor ".join(dict.fromkeys(map(str, places)))
+        raise ValueError(f"amplifier must be FILE@HASH of a saved amplifier: there is no file {missing}")
     content = path.read_bytes()
     found = content_digest(content)
     if not name or given != found:

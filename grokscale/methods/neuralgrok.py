@@ -148,17 +148,23 @@ def neuralgrok(
         phi, m, v = (unless_lost(*pair) for pair in ((phi, state.phi), (m, state.m), (v, state.v)))
         return NeuralGrokState(phi, m, v, state.updates + fine, state.skipped + ~fine)
 
+    def diagnostics(state: NeuralGrokState, grads: Params) -> dict[str, Tensor]:
+        used = amplified(state.phi, grads, inner_clip)
+        seen = gauges(distribution(grads, state.phi, kind=kind, scope=scope), used, scope)
+        return seen | {"updates": state.updates.double(), "skipped": state.skipped.double()}
+
     def keep(state: NeuralGrokState) -> bytes:
         return amp.packed(state.phi)
 
     learns = kind in LEARNED and frozen is None
+    fixed = Transform(init, update, diagnostics=diagnostics if kind in LEARNED else None)
     if not learns:
-        return Transform(init, update)
+        return fixed
+    trained = fixed._replace(needs=frozenset({"outer_loss", "lr"}), outer=outer, learned=keep)
     if lookahead_from == "pre":
-        return Transform(init, update, needs=frozenset({"outer_loss", "lr"}), outer=outer,
-                         oracle=lambda batch, held: held / period, learned=keep)  # fmt: skip
-    return Transform(init, update, after, period, frozenset({"inner_grad", "outer_loss", "lr"}), outer=outer,
-                     oracle=lambda batch, held: (batch + held) / period, learned=keep)  # fmt: skip
+        return trained._replace(oracle=lambda batch, held: held / period)
+    return trained._replace(after=after, period=period, needs=trained.needs | {"inner_grad"},
+                            oracle=lambda batch, held: (batch + held) / period)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------ the transform
@@ -207,19 +213,20 @@ def distribution(grads: Params, phi: Params, *, kind: str = "mlp", q: Scalar = 1
     return apart([e / e.sum() for e in numerators(flat, parts, phi, kind=kind, q=q)], grads)
 
 
-def gauges(p: Params, used: Params) -> dict[str, Tensor]:
+def gauges(p: Params, used: Params, scope: str = "tensor") -> dict[str, Tensor]:
     """What to watch of an amplifier, 0-d each.
 
-    p: `distribution` of scope "tensor".  used: the gradients that the optimiser got.
-    Returns largest p of any tensor (one-hot: 1), mean over tensors of -sum p ln p / ln n (uniform: 1), norm of `used`.
+    p: `distribution` of that scope.  used: the gradients that the optimiser got.
+    Returns p_max, the largest p (one-hot: 1); p_entropy, the mean over the parts that sum to 1 of -sum p ln p / ln n
+    (uniform: 1); effective_norm, of `used`. A part of one entry says nothing, and counts where there is no other.
     """
-    many = [t for t in p.values() if t.numel() > 1]
-    entropy = torch.stack([torch.special.entr(t.double()).sum() / math.log(t.numel()) for t in many])
-    norms = torch.stack([torch.linalg.vector_norm(g) for g in used.values()])
+    flat, sizes = joined(p, scope)
+    parts = [t for t in flat.split(sizes) if len(t) > 1] or [flat]
+    entropy = torch.stack([torch.special.entr(t).sum() / math.log(max(len(t), 2)) for t in parts])
     return {
-        "p_max": torch.stack([t.amax() for t in many]).amax(),
+        "p_max": torch.stack([t.amax() for t in parts]).amax(),
         "p_entropy": entropy.mean(),
-        "effective_norm": torch.linalg.vector_norm(norms),
+        "effective_norm": torch.stack([(g * g).sum() for g in used.values()]).sum().sqrt(),
     }
 
 

@@ -40,6 +40,7 @@ CLOCKS = {  # unit, and the words for S above and below 1
     "steps": ("steps", "fewer", "more"),
     "seconds": ("time", "less", "more"),
     "oracle": ("examples", "fewer", "more"),
+    "flops": ("flops", "fewer", "more"),
 }
 
 
@@ -58,10 +59,13 @@ def render(view: SweepView) -> str:
     blocks += maps.blocks(view)
     view = without_cells(view)
     if view.speedups:
-        head = f"Speed-up over {view.baseline}, confirmed on {view.speedups[0]['n']} fresh seeds, paired"
+        head = f"Speed-up over {view.baseline}, confirmed on {_pairs(view.speedups[0])}"
         notes = [line for note in speedup_notes(view) for line in wrapped(note, "  ")]
         blocks.append("\n".join([_titled(head, speedup_table(view), "<<><>>>"), *notes]))
         blocks.append(_titled("Beside it, in steps", beside_table(view), "<>>>>"))
+    if over := practice_view(view):
+        head = f"Speed-up over {over.baseline}, in practice the best of {listing(view.experiment['practice'])}"
+        blocks.append(_titled(head, speedup_table(over), "<<><>>>"))
     if any(arm.rows for arm in view.arms):
         blocks.append(_titled(f"Outcomes by tau = {number(view.tau)} steps", outcome_table(view), "<>>>>>>"))
         blocks.append(_titled("Medians (Kaplan-Meier)", time_table(view), "<>>>>>"))
@@ -90,20 +94,34 @@ def answer(view: SweepView) -> str:
         later = f" {listing(slower)} {'groks' if len(slower) == 1 else 'grok'} later." if slower else ""
         return (
             f"No arm is shown to grok sooner than {view.baseline}: no 95 % interval lies above 1 "
-            f"({count(rows[0]['n'], 'paired seed')}, tau = {number(view.tau)} steps).{later}"
+            f"({count(rows[0]['n'], _seed(rows[0]))}, tau = {number(view.tau)} steps).{later}"
         )
     least = "at least " if best["bound"] == ">=" else ""
     text = (
         f"{best['arm']} groks {least}{ratio(best['s'])}x sooner than {view.baseline}: 95 % interval "
-        f"{interval(best)}, {best['n']} paired seeds, {_censored(best)}."
+        f"{interval(best)}, {count(best['n'], _seed(best))}, {_censored(best)}."
     )
     seconds = next((row for row in of_clock(view, "seconds") if row["arm"] == best["arm"]), None)
     if seconds is not None:
         text += f" Counted in seconds: {direction(seconds)}, S {interval(seconds)}."
+    if over := practice_view(view):
+        row = next((row for row in of_clock(over, "steps") if row["arm"] == best["arm"]), None)
+        text += f" Over {over.baseline}, the practice baseline: {direction(row)}, S {interval(row)}." if row else ""
     if (p := holm(rows)[best["arm"]]) >= 0.05:
         over = " over all arms" if len(rows) > 1 else ""
         text += f" But p = {pvalue(p)}{over}: chance alone may do that."
     return text
+
+
+def practice_view(view: SweepView) -> SweepView | None:
+    """The view with the practice baseline in place of the baseline; None where nothing was compared with it."""
+    rows = view.over_practice
+    return replace(view, speedups=rows, baseline=rows[0]["baseline"]) if rows else None
+
+
+def _pairs(row: Row) -> str:
+    how = "fresh seeds, paired" if row["paired"] is not False else "fresh seeds on either side, unpaired"
+    return f"{row['n']} {how}"
 
 
 def without_cells(view: SweepView) -> SweepView:
@@ -111,6 +129,10 @@ def without_cells(view: SweepView) -> SweepView:
     cells = {cell.arm for one in maps.maps(view) for cell in one.cells}
     arms = tuple(arm for arm in view.arms if arm.name not in cells)
     return replace(view, arms=arms, speedups=[row for row in view.speedups if row["arm"] not in cells])
+
+
+def _seed(row: Row) -> str:
+    return "paired seed" if row["paired"] is not False else "unpaired seed"
 
 
 def _missing(view: SweepView) -> str:
@@ -151,7 +173,7 @@ def speedup_table(view: SweepView) -> Table:
         for clock in CLOCKS:
             of_all = of_clock(view, clock)
             row = next((r for r in of_all if r["arm"] == arm), None)
-            if row is None or (clock == "oracle" and _as_steps(view, row)):
+            if row is None or (clock in ("oracle", "flops") and _as_steps(view, row)):
                 continue
             rows.append([
                 short(arm) if clock == "steps" else "", direction(row), _bound(row) + ratio(row["s"], 2),
@@ -171,6 +193,8 @@ def speedup_notes(view: SweepView) -> list[str]:
     """What has to stand beside S: what it is, and the second horizon where both sides are censored."""
     tau = number(view.tau)
     notes = ["S: geometric mean over seeds of baseline / arm, each at most tau. censored: arm/baseline."]
+    if view.experiment.get("aa"):
+        notes.append("A/A: one method against itself on seeds of its own, so the interval should cover 1.")
     for row in of_clock(view, "steps"):
         arm, ours, theirs = short(row["arm"]), row["censored_arm"], row["censored_base"]
         if ours and theirs:
@@ -295,7 +319,8 @@ def footer(view: SweepView) -> list[tuple[str, str]]:
     facts.append(("budget", _budget(view)))
     if view.plan is not None:
         block, n = view.plan["block"], len(view.plan["seeds"])
-        facts.append(("seeds", f"confirm, block {block}: {n}, read by no search"))
+        own = ", shared out among the arms" if view.experiment.get("aa") else ""
+        facts.append(("seeds", f"confirm, block {block}: {n}, read by no search{own}"))
     clocks = sorted({(a.timing["device"], a.timing["threads"]) for a in view.arms if a.timing is not None})
     if clocks:
         devices = listing([f"{device} ({count(threads, 'thread')})" for device, threads in clocks])

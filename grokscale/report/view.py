@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from grokscale.answers import seeds_of
+
 if TYPE_CHECKING:
     from grokscale.store import Store
 
@@ -66,7 +68,9 @@ class SweepView:
     """Everything that the reports of a sweep say.
 
     plan: the newest row of `plans` with "seeds" and "tau", None before the confirmation was planned.
-    speedups: the rows of `speedups` that answer that plan.  trials: the sweep's rows of `trials`.
+    speedups: the rows of `speedups` that answer that plan, over the baseline; over_practice: those over the
+    practice baseline, where that is another arm.  trials: the sweep's rows of `trials`.
+    spaces: arm -> searched knob -> range; {} in a store older than the column.
     """
 
     sweep_id: str
@@ -79,6 +83,8 @@ class SweepView:
     arms: Sequence[ArmView]
     speedups: Sequence[Row]
     trials: Sequence[Row] = field(repr=False)
+    over_practice: Sequence[Row] = ()
+    spaces: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
 
     @property
     def tau(self) -> float:
@@ -110,9 +116,11 @@ def collect(store: Store, sweep: str | None = None) -> SweepView:
         if plan is None
         else store.speedups(sweep_id=sweep_id, block=plan["block"], phase="confirm").to_pylist()
     )
+    known = _sorted(speedups, "arm", "clock")
     view = SweepView(
         sweep_id, head["name"], head["question"], head["baseline"], head["horizon"],
-        json.loads(head["experiment_json"]), plan, (), _sorted(speedups, "arm", "clock"), trials,
+        json.loads(head["experiment_json"]), plan, (), [r for r in known if r["baseline"] == head["baseline"]], trials,
+        [r for r in known if r["baseline"] != head["baseline"]], json.loads(head["spaces_json"] or "{}"),
     )  # fmt: skip
     if plan is None:
         return view
@@ -123,11 +131,12 @@ def collect(store: Store, sweep: str | None = None) -> SweepView:
     arms = []
     for name in [*(n for n in view.order() if n in winners), *sorted(set(winners) - set(view.order()))]:
         winner = winners[name]
-        rows = [replicas[key] for seed in plan["seeds"] if (key := (winner["trial_id"], seed)) in replicas]
+        seeds = seeds_of(plan, name)
+        rows = [replicas[key] for seed in seeds if (key := (winner["trial_id"], seed)) in replicas]
         timing = next((t for t in timings if t["trial_id"] == winner["trial_id"]), None)
         arms.append(ArmView(
             name, winner["trial_id"], winner["params"], winner.get("number"),
-            json.loads(rows[0]["spec_json"]) if rows else {}, rows, len(plan["seeds"]), timing,
+            json.loads(rows[0]["spec_json"]) if rows else {}, rows, len(seeds), timing,
         ))  # fmt: skip
     return SweepView(**{**view.__dict__, "arms": tuple(arms)})
 

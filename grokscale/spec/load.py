@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from grokscale.entries import Registry
 from grokscale.errors import InputError, suggest
+from grokscale.spec.claims import check_claims
 from grokscale.spec.grid import expand
-from grokscale.spec.messages import RESERVED, location, say
+from grokscale.spec.messages import location, say
 from grokscale.spec.resolve import Resolved
 from grokscale.spec.tables import Arm, Experiment, Grid, flat_knobs, flat_settings
 from grokscale.spec.where import Path, Where, dotted, shown
@@ -129,10 +130,6 @@ def _check(
     _flatten(raw)
     labels = [_label(arm) for arm in raw["arm"]] if isinstance(raw.get("arm"), list) else []
     where = Where(source, text, changed, labels)
-    for key, message in RESERVED.items():
-        if key in raw:
-            del raw[key]
-            problems.append(f"{where.at((key,))}: {message}")
     guessed = "baseline" not in raw
     if guessed and ("none" in labels or len(labels) == 1):
         raw["baseline"] = "none" if "none" in labels else labels[0]
@@ -241,7 +238,7 @@ def _cross(experiment: Experiment) -> list[tuple[Path, str]]:
     if x.search.trials == 0 and x.confirm.seeds == 0:
         text = "search.trials = 0 and confirm.seeds = 0 leave nothing to run; raise one of them"
         found.append((("confirm", "seeds"), text))
-    return found
+    return [*found, *check_claims(experiment)]
 
 
 def _in_order(problems: list[str], source: str) -> list[str]:

@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 
 from grokscale.errors import suggest
+from grokscale.spec.claims import Endpoint, Paper
 from grokscale.spec.tables import (
     Arm,
     Cluster,
@@ -33,9 +34,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "eval": Eval, "task": Task, "model": Model, "optimiser": Optimiser, "search": Search, "race": Race,
     "grid": Grid, "confirm": Confirm, "metrics": Metrics, "limits": Limits, "resources": Resources, "cluster": Cluster,
 }  # fmt: skip
-RESERVED = {
-    "paper": "comparison with published values is not available yet",
-}
+LISTED: dict[str, type[BaseModel]] = {"arm": Arm, "endpoint": Endpoint, "paper": Paper}
 
 
 def location(loc: tuple[int | str, ...]) -> Path:
@@ -82,7 +81,7 @@ def _hint(key: str, owner: type[BaseModel] | None) -> str:
     allowed = [name for name in (owner or Experiment).model_fields]
     others = [f"{table}.{key}" for table, model in TABLES.items() if key in model.model_fields]
     if owner is Experiment and key not in allowed and others:
-        return f"did you mean {' or '.join(others)}? allowed here: {', '.join(allowed + list(RESERVED))}"
+        return f"did you mean {' or '.join(others)}? allowed here: {', '.join(allowed)}"
     return suggest(key, allowed)
 
 
@@ -91,8 +90,8 @@ def _table(loc: Path) -> type[BaseModel] | None:
     match loc:
         case ():
             return Experiment
-        case ("arm", int()):
-            return Arm
+        case (("arm" | "endpoint" | "paper") as name, int()):
+            return LISTED[name]
         case ("space", str()) | ("arm", int(), "space", str()):
             return Knob
         case (str() as name,):

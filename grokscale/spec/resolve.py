@@ -64,6 +64,7 @@ class Resolver:
         shared = self.shared_space(base)
         arms = [self.arm(i, arm, base, shared) for i, arm in enumerate(x.arm)]
         self.metrics()
+        self.papers(task)
         data = {arm.name: self.data(task, arm.tables["task"]) for arm in arms if arm is not None}
         if self.problems or task is None:
             raise InputError(list(dict.fromkeys(self.problems)))
@@ -202,6 +203,14 @@ class Resolver:
             else:
                 pairs = [(method, methods[method].factory(**methods[method].defaults)) for method in about]
                 self.build(partial(entry.factory, *pairs), {}, lambda key: path)
+
+    def papers(self, task: TaskEntry | None) -> None:
+        """A published value counts what this experiment counts as grokked."""
+        counted = self.x.task.threshold or (task.threshold if task else None)
+        for i, paper in enumerate(self.x.paper):
+            if None not in (counted, paper.threshold) and paper.threshold != counted:
+                text = f"{shown(paper.id)} counts from {paper.threshold:g}, this experiment from {counted:g}"
+                self.say(("paper", i, "threshold"), f"{text}: set task.threshold, or take it out")
 
     # -------------------------------------------------------------------------------------- spaces
 

@@ -82,6 +82,8 @@ class Resolved:
             "seeds": x.search.seeds, "parallel": x.search.parallel,
             "threshold": self.threshold, "validation": x.task.validation, "monitor": x.task.monitor,
         }  # fmt: skip
+        if x.aa:
+            content["aa"] = True  # other search seeds
         return f"{x.name}-{digest(content, 8)}"
 
     def arm(self, name: str) -> ResolvedArm:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -18,44 +17,16 @@ from pydantic import (
     Tag,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
+from grokscale.spec.claims import Endpoint, Paper
+from grokscale.spec.values import LABEL, Float, Int, Names, Scalar, Table, as_tuple, complaint
 from grokscale.spec.where import Where, shown
 
 if TYPE_CHECKING:
     from grokscale.entries import Registry
     from grokscale.spec.resolved import Resolved
 
-LABEL = r"^[A-Za-z0-9][A-Za-z0-9_+.,:=-]{0,95}$"
 SECTIONS = ("task", "model", "optimiser")
-
-
-def complaint(text: str) -> PydanticCustomError:
-    """An error whose text goes into the message as it stands."""
-    return PydanticCustomError("grokscale", "{text}", {"text": text})
-
-
-def _integral(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _names(value: Any) -> Any:
-    """A name stands for a list of one."""
-    if isinstance(value, str):
-        return (value,)
-    return _tuple(value)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _scalar(value: Any) -> Any:
-    if not isinstance(value, (bool, int, float, str)):
-        raise complaint(f"must be a number, a string, true or false, got {shown(value)}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise complaint(f"must be finite, got {value}")
-    return value
 
 
 def flat_settings(value: Any) -> Any:
@@ -120,17 +91,7 @@ def _bytes(value: Any) -> Any:
     return value
 
 
-Int = Annotated[int, BeforeValidator(_integral), Field(strict=True)]
-Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
-Scalar = Annotated[Any, AfterValidator(_scalar)]
 Settings = Annotated[dict[str, Any], BeforeValidator(flat_settings)]
-
-
-class Table(BaseModel):
-    """A table of the file: frozen, and strict about names and types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class OpenTable(BaseModel):
@@ -156,7 +117,7 @@ class Knob(Table):
     log: bool = False
     int: bool = False
     zero: bool = False
-    choices: Annotated[tuple[Scalar, ...], BeforeValidator(_tuple)] | None = None
+    choices: Annotated[tuple[Scalar, ...], BeforeValidator(as_tuple)] | None = None
     default: Scalar | None = None
 
     @model_validator(mode="after")
@@ -292,7 +253,7 @@ class Axis(Table):
         return self
 
 
-Values = Annotated[tuple[Scalar, ...], BeforeValidator(_tuple)]
+Values = Annotated[tuple[Scalar, ...], BeforeValidator(as_tuple)]
 Axes = Annotated[
     dict[str, Annotated[Annotated[Axis, Tag("range")] | Annotated[Values, Tag("list")], Discriminator(_axis_kind)]],
     BeforeValidator(flat_axes),
@@ -399,6 +360,8 @@ class Experiment(Table):
 
     horizon: steps after which a replica counts as not grokked; None is the task's.
     baseline: label of the arm that the others are compared with.
+    practice: labels of plain optimisers; the one that the search finds best is a second baseline.
+    aa: every arm has seeds of its own, to compare a method with itself; the arms differ in their labels only.
     tracking: MLflow's URI; None is a database beside the store, "none" is no MLflow.
     Build one with `load` or `parse`, which check it as a whole; `resolve` checks it against the registry.
     """
@@ -415,7 +378,7 @@ class Experiment(Table):
     model: Model = Model()
     optimiser: Optimiser = Optimiser()
     space: Space = Field(default_factory=dict)
-    arm: Annotated[tuple[Arm, ...], BeforeValidator(_tuple)] = Field(
+    arm: Annotated[tuple[Arm, ...], BeforeValidator(as_tuple)] = Field(
         min_length=1, description='at least one [[arm]] with name = "..."'
     )
     grid: Grid | None = None
@@ -423,6 +386,10 @@ class Experiment(Table):
     race: Race = Race()
     confirm: Confirm = Confirm()
     metrics: Metrics = Metrics()
+    practice: Names = ()
+    aa: bool = False
+    endpoint: Annotated[tuple[Endpoint, ...], BeforeValidator(as_tuple)] = ()
+    paper: Annotated[tuple[Paper, ...], BeforeValidator(as_tuple)] = ()
     limits: Limits = Limits()
     resources: Resources = Resources()
     cluster: Cluster = Cluster()

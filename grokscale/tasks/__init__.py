@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from grokscale.entries import TaskEntry
-from grokscale.tasks import imdb, mnist, modular, parity, qm9
+from grokscale.tasks import composite, imdb, mnist, modular, parity, permutations, qm9, toy
 
-TASKS: dict[str, TaskEntry] = {
-    t.name: t for t in (*parity.TASKS, *modular.TASKS, *mnist.TASKS, *imdb.TASKS, *qm9.TASKS)
-}
+FAMILIES = (parity, modular, composite, permutations, toy, mnist, imdb, qm9)
+TASKS: dict[str, TaskEntry] = {t.name: t for family in FAMILIES for t in family.TASKS}

@@ -1,0 +1,138 @@
+"""Endpoints of other metrics, read from the curves of the confirmed replicas: where nothing groks, or besides."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from grokscale import stats
+from grokscale.answers.compare import seeded
+from grokscale.answers.sides import Row, Side, newest_plan, paired, pairs_of, side, sweep_row
+from grokscale.errors import GrokscaleError
+from grokscale.stats import endpoints as ends
+from grokscale.store import Store
+
+if TYPE_CHECKING:
+    from grokscale.spec.claims import Endpoint
+
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+def endpoints(store: Store, sweep: str | None = None) -> list[dict[str, Any]]:
+    """A row per [[endpoint]] of the experiment and arm, against the baselines as in `compute`; [] without any.
+
+    sweep: id or name, the latest by default.  Read from the curves up to the plan's tau, for all seeds.
+    endpoint, kind, metric, up: as the experiment names them.  base, mine: means over the seeds (time_to: geometric,
+    clamped; sd_ratio: standard deviations).
+    scale: "difference" (above 0 speaks for the arm, in the metric's unit) or "ratio" (above 1 does).
+    value, lo, hi, n: with its t interval over the pairs.  p: of sign flips, None for sd_ratio.
+    margin, noninferior: is the arm shown to lose less than the margin? None without a margin.
+    censored_*, bound: seeds that never reached the threshold of a time_to, and ">=" as for S.
+
+    A replica that diverged keeps the worst value it had. Raises GrokscaleError for an invalid comparison, for
+    missing replicas and curves, and for a ratio of values that are not above 0.
+    """
+    sweep_id = store.find_sweep(sweep)
+    head, plan = sweep_row(store, sweep_id), newest_plan(store, sweep_id)
+    experiment: dict[str, Any] = json.loads(head["experiment_json"])
+    if plan is None or not experiment.get("endpoint"):
+        return []
+    from grokscale.spec.claims import Endpoint  # pydantic is only loaded where there is something to check
+
+    pairs = pairs_of(plan, head["baseline"], experiment)
+    sides = {arm: side(store, sweep_id, arm, plan) for arm in dict.fromkeys(name for pair in pairs for name in pair)}
+    tables = {arm: store.curves(trial_id=one.trial_id) for arm, one in sides.items()}
+    rows = []
+    for one in (Endpoint.model_validate(table) for table in experiment["endpoint"]):
+        curves = {arm: _curves(tables[arm], of, one.metric) for arm, of in sides.items()}
+        for base, arm in pairs:
+            paired(sides[base], sides[arm])
+            rows.append({
+                "sweep_id": sweep_id, "block": plan["block"], "endpoint": one.name, "kind": one.what,
+                "metric": one.metric, "up": one.up, "arm": arm, "baseline": base,
+                **_row(one, (sides[base], curves[base]), (sides[arm], curves[arm])),
+            })  # fmt: skip
+    return rows
+
+
+def _curves(table: Any, of: Side, metric: str) -> list[Curve]:
+    """(steps, values) of every seed of a side, in their order; a divergence is a last value that is not finite."""
+    seeds, steps, values = (np.from_dlpack(table[name].combine_chunks()) for name in ("seed", "step", metric))
+    found = []
+    for row in of.rows:
+        mine = np.flatnonzero(seeds == row["seed"])
+        if not len(mine):
+            raise GrokscaleError(
+                f"{of.sweep_id}: arm '{of.arm}' has no curve for seed {row['seed']}, and pairs are never dropped; "
+                "the store lost it, see `grokscale doctor`"
+            )
+        mine = mine[np.argsort(steps[mine], kind="stable")]
+        t, v = steps[mine], values[mine]
+        if row["diverged_step"] is not None:
+            t, v = np.append(t, max(t[-1] + 1, row["diverged_step"])), np.append(v, math.nan)
+        found.append((t, v))
+    return found
+
+
+def _row(one: Endpoint, base: tuple[Side, list[Curve]], arm: tuple[Side, list[Curve]]) -> dict[str, Any]:
+    (left, base_curves), (right, arm_curves) = base, arm
+    rng = seeded(f"{right.sweep_id}/{one.name}/{right.arm}/{left.arm}")
+    try:
+        if one.what == "time_to":
+            return _time_to(one, right.tau, base_curves, arm_curves, rng)
+        reads = ends.final if one.what == "sd_ratio" else getattr(ends, one.what)
+        x, y = (np.array([reads(*c, right.tau, up=one.up) for c in side]) for side in (base_curves, arm_curves))
+        return _compared(one, x, y, rng)
+    except ValueError as error:
+        raise GrokscaleError(
+            f"{right.sweep_id}: endpoint '{one.name}' of '{right.arm}' against '{left.arm}': {error}"
+        ) from None
+
+
+def _time_to(
+    one: Endpoint, tau: int, base: list[Curve], arm: list[Curve], rng: np.random.Generator
+) -> dict[str, Any]:
+    assert one.threshold is not None
+    x, y = ([ends.time_to(*c, tau, one.threshold, up=one.up) for c in side] for side in (base, arm))
+    s = stats.paired_speedup(x, y, tau, rng=rng)
+    base_mean, mean = (stats.geometric_mean_clamped(side, tau) for side in (x, y))
+    return _filled(one, base_mean, mean, stats.Interval(s.s, s.lo, s.hi, s.n), s.p) | {
+        "censored_base": s.censored_base, "censored_arm": s.censored_arm, "bound": s.bound,
+    }  # fmt: skip
+
+
+def _compared(one: Endpoint, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+    if one.what == "sd_ratio":
+        base_sd, sd = (float(side.std(ddof=1)) if len(side) > 1 else 0.0 for side in (x, y))
+        return _filled(one, base_sd, sd, ends.sd_ratio(x, y), None)
+    base, mine = float(x.mean()), float(y.mean())
+    if not one.ratio:
+        return _filled(one, base, mine, ends.gain(x, y, up=one.up), stats.sign_flip(y - x, rng))
+    return _filled(one, base, mine, ends.log_ratio(x, y, up=one.up), stats.sign_flip(np.log(y) - np.log(x), rng))
+
+
+def _filled(one: Endpoint, base: float, mine: float, found: stats.Interval, p: float | None) -> dict[str, Any]:
+    within = None if one.margin is None else ends.noninferior(found, one.margin)
+    return {
+        "base": base, "mine": mine, "scale": "ratio" if one.ratio else "difference", "value": found.value,
+        "lo": found.lo, "hi": found.hi, "n": found.n, "p": p, "margin": one.margin, "noninferior": within,
+        "censored_base": 0, "censored_arm": 0, "bound": "=",
+    }  # fmt: skip
+
+
+def summary(row: Row) -> str:
+    """A row of `endpoints` in words: "+0.012 [+0.004, +0.02], shown to lose less than 0.005"."""
+    lo, hi = row["lo"], row["hi"]
+    if row["scale"] == "ratio":
+        least = ">= " if row["bound"] == ">=" else ""
+        interval = f" [{lo:.3g}, {hi:.3g}]" if math.isfinite(hi) and lo > 0 else ""
+        text = f"{least}{row['value']:.3g}x{interval}"
+    else:
+        interval = f" [{lo:+.3g}, {hi:+.3g}]" if math.isfinite(hi) else ""
+        text = f"{row['value']:+.3g}{interval}"
+    if row["noninferior"] is not None:
+        text += f", {'' if row['noninferior'] else 'not '}shown to lose less than {row['margin']:g}"
+    return text

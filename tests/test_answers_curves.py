@@ -1,0 +1,117 @@
+"""Endpoints that an experiment names, from the curves in the store to rows with intervals."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from grokscale import answers, stats
+from grokscale.answers.curves import summary
+from grokscale.errors import GrokscaleError
+from grokscale.store import Store
+from tests.rows import curve, plan, replica, sweep
+
+SWEEP = "q-00000001"
+SEEDS = [11, 12, 13]
+STEPS = 25 * np.arange(4)
+PLAIN = {11: [0.2, 0.5, 0.6, 0.8], 12: [0.2, 0.4, 0.5, 0.7], 13: [0.2, 0.5, 0.6, 0.9]}
+SWIFT = {11: [0.2, 0.9, 0.9, 0.9], 12: [0.2, 0.5, 0.8, 0.8], 13: [0.2, 0.9, 0.9, 0.8]}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "runs")
+    store.append("plans", [plan({"plain": "t", "swift": "u"}, SEEDS, tau=100)])
+    put(store, "t", PLAIN)
+    put(store, "u", SWIFT)
+    return store
+
+
+def put(store: Store, trial_id: str, values: dict[int, list[float]], **columns: Any) -> None:
+    for seed, curve_ in values.items():
+        v = np.array(curve_)
+        store.append("curves", curve(trial_id, seed, test_acc=v, test_loss=1 - v))
+        store.append("replicas", [replica(trial_id, seed, outcome="unfitted", observed_to=100, **columns)])
+
+
+def asked(store: Store, *endpoints: dict[str, Any]) -> list[dict[str, Any]]:
+    store.append("sweeps", [sweep(experiment_json=json.dumps({"endpoint": endpoints}))])
+    return answers.endpoints(store, "q")
+
+
+def test_a_final_accuracy_is_a_paired_difference_with_a_margin(store: Store):
+    (row,) = asked(store, {"name": "final", "metric": "test_acc", "margin": 0.2})
+    theirs = stats.mean_interval([0.1, 0.1, -0.1])
+    assert (row["value"], row["lo"], row["hi"], row["n"]) == pytest.approx(theirs)
+    assert (row["base"], row["mine"]) == pytest.approx((0.8, 2.5 / 3))
+    assert (row["arm"], row["baseline"], row["scale"], row["kind"], row["p"]) == (
+        "swift", "plain", "difference", "final", 1.0)  # fmt: skip
+    assert row["noninferior"] is False and theirs.lo < -0.2
+    assert summary(row) == "+0.0333 [-0.254, +0.32], not shown to lose less than 0.2"
+
+
+def test_losses_speak_for_the_arm_where_they_are_lower(store: Store):
+    least, ratio = asked(store, {"name": "best", "metric": "test_loss", "margin": 0.01},
+                         {"name": "r", "kind": "best", "metric": "test_loss", "scale": "ratio"})  # fmt: skip
+    assert least["value"] == pytest.approx((0.1 + 0.1 + 0) / 3) and least["up"] is False
+    logs = np.log([0.2 / 0.1, 0.3 / 0.2, 1.0])
+    assert ratio["value"] == pytest.approx(np.exp(logs.mean())) and ratio["scale"] == "ratio"
+    assert summary(ratio).startswith("1.44x [")
+
+
+def test_the_time_to_a_threshold_is_censored_as_s_is(store: Store):
+    (row,) = asked(store, {"name": "to-half", "kind": "time_to", "metric": "test_acc", "threshold": 0.5})
+    assert (row["censored_base"], row["censored_arm"], row["bound"]) == (1, 0, ">=")  # seed 12: two looks only
+    assert row["value"] == pytest.approx((1 * 100 / 25 * 1) ** (1 / 3))
+    assert row["base"] == pytest.approx((25 * 100 * 25) ** (1 / 3)) and row["mine"] == pytest.approx(25)
+    assert summary(row).startswith(">= 1.59x [")
+
+
+def test_areas_distances_and_spreads(store: Store):
+    area, way, spread = asked(store, {"name": "area", "metric": "test_acc"}, {"name": "distance", "metric": "test_acc"},
+                              {"name": "sd_ratio", "metric": "test_acc"})  # fmt: skip
+    whole = [np.trapezoid([*v, v[-1]], [*STEPS, 100]) / 100 for v in PLAIN.values()]
+    assert area["base"] == pytest.approx(np.mean(whole)) and area["value"] > 0
+    assert way["value"] == pytest.approx(np.exp(np.log([0.6 / 0.7, 0.5 / 0.6, 0.7 / 0.6]).mean())) and not way["up"]
+    assert spread["value"] == pytest.approx(0.1 / np.std([0.9, 0.8, 0.8], ddof=1)) and spread["p"] is None
+    assert 0 < spread["lo"] < spread["value"] < spread["hi"]
+
+
+def test_a_replica_that_diverged_keeps_its_worst_value(store: Store):
+    store.append("replicas", [replica("u", 11, outcome="diverged", diverged_step=80, observed_to=80)])
+    final, best = asked(store, {"name": "final", "metric": "test_acc"}, {"name": "best", "metric": "test_acc"})
+    assert final["mine"] == pytest.approx((0.2 + 0.8 + 0.8) / 3)
+    assert best["mine"] == pytest.approx((0.9 + 0.8 + 0.9) / 3)
+
+
+def test_a_ratio_of_zeros_and_a_lost_curve_are_refused_by_name(store: Store):
+    endpoint = {"name": "ratio", "kind": "best", "metric": "val_acc", "scale": "ratio", "direction": "down"}
+    put(store, "u", {}, attempt="x")
+    with pytest.raises(GrokscaleError, match="'ratio' of 'swift' against 'plain': a curve needs a finite value"):
+        asked(store, endpoint)
+    store.append("plans", [plan({"plain": "t", "swift": "u"}, [*SEEDS, 14], tau=100, block=1)])
+    store.append("replicas", [replica(name, 14, observed_to=100) for name in "tu"])
+    with pytest.raises(GrokscaleError, match="arm 'plain' has no curve for seed 14"):
+        answers.endpoints(store, "q")
+
+
+def test_zeros_have_no_ratio(store: Store):
+    put(store, "v", {seed: [0.0, 0.0, 0.0, 0.0] for seed in SEEDS})
+    store.append("plans", [plan({"plain": "t", "zero": "v"}, SEEDS, tau=100, block=1)])
+    with pytest.raises(GrokscaleError, match="a ratio needs values > 0, got 0"):
+        asked(store, {"name": "final", "metric": "test_acc", "scale": "ratio"})
+
+
+def test_nothing_named_nothing_read(store: Store):
+    assert asked(store) == []
+
+
+def test_the_same_question_gets_the_same_numbers(store: Store):
+    one = asked(store, {"name": "final", "metric": "test_acc"}, {"name": "sd_ratio", "metric": "test_loss"})
+    assert one == answers.endpoints(Store(store.root), "q")
+    assert not any(isinstance(value, float) and math.isnan(value) for row in one for value in row.values())
