@@ -6,6 +6,7 @@ Reading results needs neither torch nor Ray, and the text not even matplotlib.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from grokscale.errors import InputError
@@ -76,8 +77,9 @@ def figure_files(store: Store, sweep: str | None = None) -> dict[str, bytes]:
 
     view, files = collect(store, sweep), {}
     for one in pictures(store, view):
-        files[f"{view.name}-{one.name}.svg"] = svg(one.figure, one.label, standalone=True).encode()
-        files[f"{view.name}-{one.name}.png"] = png(one.figure)
+        stem = re.sub(r"[^\w+,:=.-]", "_", f"{view.name}-{one.name}")  # a name is no path
+        files[f"{stem}.svg"] = svg(one.figure, one.label, standalone=True).encode()
+        files[f"{stem}.png"] = png(one.figure)
     return files
 
 

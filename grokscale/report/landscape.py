@@ -105,7 +105,7 @@ def _capped(store: Store, view: SweepView, trials: Sequence[Row]) -> set[tuple[s
 def _varied(points: Sequence[Point], shares: Mapping[str, float]) -> tuple[str, ...]:
     """Knobs with several values: by their shares, then shared settings before a method's own."""
     keys = {key for point in points for key in point.params}
-    several = [key for key in keys if len({point.params.get(key) for point in points}) > 1]
+    several = [key for key in keys if len({point.params[key] for point in points if key in point.params}) > 1]
     shared = ("lr", "wd")
     return tuple(sorted(several, key=lambda key: (-shares.get(key, 0.0), key not in shared, key)))
 

@@ -36,7 +36,8 @@ dd{margin:0}dt{font-weight:600}
 dd{margin-bottom:.4rem}}
 @page{margin:15mm}
 @media print{body{font-size:10pt;max-width:none;padding:0}h1{font-size:16pt}h2{font-size:12pt;break-after:avoid}
-.scroll{overflow:visible}th,td{padding:.1rem .3rem;white-space:normal}table{font-size:8pt}td.long{min-width:0}
+.scroll{overflow:visible}th,td{padding:.1rem .3rem;white-space:normal;overflow-wrap:normal}table{font-size:8pt}
+td.long{min-width:0;overflow-wrap:anywhere}
 figure{max-width:125mm}figure,tr,.answer{break-inside:avoid}thead{display:table-header-group}
 details::details-content{content-visibility:visible;block-size:auto}summary{list-style:none}a{color:inherit}}
 """
