@@ -141,7 +141,8 @@ def test_settings_are_short_and_names_fit() -> None:
     assert [words.compact(value) for value in values] == said
     row = rows.trial("egd", 0, "t", [1, 2], params_json='{"wd": 1e-4, "lr": 0.7}', cap=2000)
     none = rows.replica("t", 0, grok_step=None, diverged_step=None)
-    five = [rows.grokked("t", seed, step, diverged_step=None) for seed, step in enumerate((1044, 900, 1044, 1100, 2001))]
+    steps = (1044, 900, 1044, 1100, 2001)
+    five = [rows.grokked("t", seed, step, diverged_step=None) for seed, step in enumerate(steps)]
     assert words.name(row, five) == "egd lr=0.7 wd=1e-4: 4/5 grokked, 1044 steps"
     assert words.name(row, [none]) == "egd lr=0.7 wd=1e-4: 0/1 grokked by 2000"
     assert words.outcome(row, [none]) == "memorised" and words.outcome(row, five) == "partly"
