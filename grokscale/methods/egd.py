@@ -187,7 +187,7 @@ def _spectral(weight: Callable[[torch.Size, torch.dtype, str], spectra.Weight], 
         tall = block.shape[-2] > block.shape[-1]
         wide = block.mT if tall else block
         u = spectra.left(wide, how) if kept is None or (step - 1) % refresh == 0 else kept
-        new = spectra.reweigh(wide, u, weight(wide.shape, a.dtype, how))
+        new = spectra.reweigh(wide, u, weight(wide.shape, a.dtype, how), a.dtype)
         return joined(new.mT if tall else new, a.shape, out_dim, blocks), u if refresh > 1 else None
 
     return Form(act, start=start if refresh > 1 else None)

@@ -72,14 +72,16 @@ def left(a: Tensor, how: str) -> Tensor:
     return torch.linalg.eigh(a @ a.mT)[1]
 
 
-def reweigh(a: Tensor, u: Tensor, weight: Weight) -> Tensor:
-    """U diag(w(s)) U^T a, s_i = ||u_i^T a||: the singular values where U (..., m, m) are a's own left singular vectors.
+def reweigh(a: Tensor, u: Tensor, weight: Weight, dtype: torch.dtype = torch.float64) -> Tensor:
+    """U diag(w(s)) U^T a in `dtype`, s_i = ||u_i^T a||: a's singular values if U (..., m, m) are its left vectors.
 
     Where they are another matrix's, as those of an earlier gradient, s still is the length along each direction, so
     that nothing is divided by what is not there.
     """
     rows = u.mT @ a
-    return u @ (weight(torch.linalg.vector_norm(rows, dim=-1, keepdim=True)) * rows)
+    rows = weight(torch.linalg.vector_norm(rows, dim=-1, keepdim=True)) * rows
+    # Only what is divided by small numbers needs float64; the sum of the weighed rows rounds as any product does.
+    return u.to(dtype) @ rows.to(dtype)
 
 
 def leading(a: Tensor, sketch: Tensor, power: int) -> tuple[Tensor, Tensor, Tensor]:

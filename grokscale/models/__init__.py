@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from grokscale.entries import ModelEntry
-from grokscale.models import decoder, graph, lstm, mlp
+from grokscale.models import decoder, graph, linear, lstm, mlp
 from grokscale.models.base import Model, initial
 
-MODELS: dict[str, ModelEntry] = {m.name: m for m in (*mlp.MODELS, *decoder.MODELS, *lstm.MODELS, *graph.MODELS)}
+FAMILIES = (mlp, linear, decoder, lstm, graph)
+MODELS: dict[str, ModelEntry] = {m.name: m for family in FAMILIES for m in family.MODELS}
 
 __all__ = ["MODELS", "Model", "initial"]

@@ -7,7 +7,7 @@ and given to the module by `torch.func.functional_call`.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +21,22 @@ Built = TypeVar("Built", bound="Model")
 class Model(nn.Module):
     """A module that says what its parameters are for and how they are drawn.
 
-    roles: a Role for every parameter.  laws: for every parameter ("normal" | "uniform" | "constant", scale).
+    roles: a Role for every parameter.  laws: for every parameter ("normal" | "uniform" | "constant", scale)
+    or ("values", the numbers in order).
     scale: factor on every first parameter (Omnigrok's initialisation scale; 1 + 1e-7 makes a jitter twin).
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.roles: dict[str, Role] = {}
-        self.laws: dict[str, tuple[str, float]] = {}
+        self.laws: dict[str, tuple[str, Any]] = {}
         self.scale = 1.0
 
     if TYPE_CHECKING:  # every attribute that is not set in __init__ is a declared parameter
 
         def __getattr__(self, name: str) -> Tensor: ...
 
-    def declare(self, name: str, shape: tuple[int, ...], role: Role, law: tuple[str, float]) -> None:
+    def declare(self, name: str, shape: tuple[int, ...], role: Role, law: tuple[str, Any]) -> None:
         self.register_parameter(name, nn.Parameter(torch.empty(shape, device="meta")))
         self.roles[name], self.laws[name] = role, law
 
@@ -49,6 +50,7 @@ def initial(model: Model, generator: torch.Generator, dtype: torch.dtype = torch
         "normal": lambda shape, scale: torch.randn(shape, generator=generator) * scale,
         "uniform": lambda shape, scale: (torch.rand(shape, generator=generator) * 2 - 1) * scale,
         "constant": lambda shape, scale: torch.full(shape, scale),
+        "values": lambda shape, scale: torch.tensor(scale, dtype=torch.float32).reshape(shape),
     }
     return {
         name: (draw[kind](tuple(model.get_parameter(name).shape), scale) * model.scale).to(dtype)

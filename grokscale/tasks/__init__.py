@@ -3,8 +3,32 @@
 from __future__ import annotations
 
 from grokscale.entries import TaskEntry
-from grokscale.tasks import imdb, mnist, modular, parity, qm9
+from grokscale.tasks import (
+    composite,
+    curriculum,
+    imdb,
+    mnist,
+    modular,
+    parity,
+    permutations,
+    qm9,
+    relabelled,
+    sequences,
+    toy,
+)
 
 TASKS: dict[str, TaskEntry] = {
-    t.name: t for t in (*parity.TASKS, *modular.TASKS, *mnist.TASKS, *imdb.TASKS, *qm9.TASKS)
-}
+    t.name: t for t in (
+        *parity.TASKS,
+        *modular.TASKS,
+        *composite.TASKS,
+        *permutations.TASKS,
+        *sequences.TASKS,
+        *toy.TASKS,
+        *relabelled.TASKS,
+        *curriculum.TASKS,
+        *mnist.TASKS,
+        *imdb.TASKS,
+        *qm9.TASKS,
+    )
+}  # fmt: skip

@@ -50,6 +50,8 @@ class Task:
     loss(out, y) -> 0-d tensor, differentiable.  correct(out, y) -> (B,) bool.  outputs: width of the model's output.
     labels(y, step) -> y of that step (any leading axes), for a task whose labels change while it trains: `splits` then
     holds what the labels are made of. None: y is the label.
+    moving: what is asked changes while it trains. Nothing is then learned for good: no accuracy counts as a crossing,
+    and replicas are watched to the horizon.
     Tensors that do not depend on the seed should be the same object for every seed: a pack then holds them once.
     """
 
@@ -59,6 +61,16 @@ class Task:
     loss: Callable[[Tensor, Tensor], Tensor]
     correct: Callable[[Tensor, Tensor], Tensor]
     labels: Callable[[Tensor, int], Tensor] | None = None
+    moving: bool = False
+
+
+def training_rows(fraction: float, rows: int) -> int:
+    """int(fraction rows), the size of the training part of a finite table. Raises ValueError where a part is empty."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"0 < fraction < 1 must hold, got fraction={fraction}")
+    if int(fraction * rows) < 1:
+        raise ValueError(f"fraction must leave at least one of the {rows} rows to train on, got fraction={fraction}")
+    return int(fraction * rows)
 
 
 def split_table(x: Tensor, y: Tensor, n_train: int, seed: int, validation: float) -> Splits:
@@ -113,3 +125,19 @@ def class_loss(loss: str) -> Callable[[Tensor, Tensor], Tensor]:
 def top1(out: Tensor, y: Tensor) -> Tensor:
     """(B,) bool: the largest logit is the class."""
     return out.argmax(-1) == y
+
+
+def finite(x: Tensor, y: Tensor, fraction: float, inputs: Inputs, outputs: int, loss: str = "cross_entropy") -> Task:
+    """The classification task of a finite table, of which int(fraction rows) train.
+
+    x: (N, ...).  y: (N,) classes below `outputs`.  loss: a key of LOSSES.
+    Raises ValueError where nothing would be left to train on, and for another loss.
+    """
+    n_train = training_rows(fraction, len(x))
+    return Task(
+        inputs=inputs,
+        outputs=outputs,
+        splits=lambda seed, validation: split_table(x, y, n_train, seed, validation),
+        loss=class_loss(loss),
+        correct=top1,
+    )
