@@ -3,7 +3,32 @@
 from __future__ import annotations
 
 from grokscale.entries import TaskEntry
-from grokscale.tasks import composite, imdb, mnist, modular, parity, permutations, qm9, toy
+from grokscale.tasks import (
+    composite,
+    curriculum,
+    imdb,
+    mnist,
+    modular,
+    parity,
+    permutations,
+    qm9,
+    relabelled,
+    sequences,
+    toy,
+)
 
-FAMILIES = (parity, modular, composite, permutations, toy, mnist, imdb, qm9)
-TASKS: dict[str, TaskEntry] = {t.name: t for family in FAMILIES for t in family.TASKS}
+TASKS: dict[str, TaskEntry] = {
+    t.name: t for t in (
+        *parity.TASKS,
+        *modular.TASKS,
+        *composite.TASKS,
+        *permutations.TASKS,
+        *sequences.TASKS,
+        *toy.TASKS,
+        *relabelled.TASKS,
+        *curriculum.TASKS,
+        *mnist.TASKS,
+        *imdb.TASKS,
+        *qm9.TASKS,
+    )
+}  # fmt: skip
