@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grokscale import report
+from grokscale import report, runs
 from grokscale.errors import GrokscaleError
+from grokscale.report import origins
 from grokscale.spec import Experiment, canonical_json
 from grokscale.store import Store
 
@@ -43,7 +44,7 @@ SETTINGS = {  # read when MLflow is imported
 }
 CURVES = ("train_acc", "val_acc", "test_acc")
 BATCH = 1000  # metrics in one call, MLflow's limit
-NOTE_CHARS = 7500
+NOTE = 2000  # characters of an error
 PAUSE_S = 5.0  # between two looks at the store, at least ...
 SHARE = 5.0  # ... and this many times what a look takes: it shares the CPUs with the training
 DONE = "grokscale.logged"  # a run's tag once all that belongs to it has been logged
@@ -106,21 +107,21 @@ class _Sync:
         trials = self.store.trials(sweep_id=self.sweep_id).to_pylist()
         status = status or _status_of(trials)
         experiment = self._experiment()
-        runs = list(self._runs(experiment))
-        parents = [run for run in runs if run.data.tags.get("kind") == "sweep"]
+        known = list(self._runs(experiment))
+        parents = [run for run in known if run.data.tags.get("kind") == "sweep"]
         parent = parents[0] if parents else self._create(experiment, self.sweep_id, {"kind": "sweep"}, None)
         self._state(parent, "RUNNING" if status == "RUNNING" else None)
-        children = {run.data.tags["request"]: run for run in runs if run.data.tags.get("kind") == "trial"}
+        children = {run.data.tags["request"]: run for run in known if run.data.tags.get("kind") == "trial"}
         wanted = {_request(row): row for row in trials}
         for key, row in wanted.items():
             if key not in children:
-                children[key] = self._create(experiment, f"{row['arm']} {row['phase']} {row['number']}", {
+                children[key] = self._create(experiment, runs.name({**row, "state": "asked"}), {
                     "kind": "trial", "arm": row["arm"], "phase": row["phase"], "number": str(row["number"]),
                     "trial_id": row["trial_id"], "request": key, "mlflow.parentRunId": parent.info.run_id,
                 }, row["at"])  # fmt: skip
         news = [
             (children[key], row) for key, row in wanted.items()
-            if row["state"] == "ended" and children[key].data.tags.get(DONE) != _fingerprint(row)
+            if row["state"] in ("ended", "failed") and children[key].data.tags.get(DONE) != _fingerprint(row)
         ]  # fmt: skip
         self._log(news)
         for key, run in children.items():
@@ -130,6 +131,7 @@ class _Sync:
             self._figures({key: (children[key], row) for key, row in wanted.items()})
             self._conclude(parent)
             self._state(parent, status)
+            self._link(parent, {origins.key_of(row): children[key] for key, row in wanted.items()})
 
     def _experiment(self) -> str:
         name = self.head["name"]
@@ -175,14 +177,19 @@ class _Sync:
         for run, row in news:
             at = _millis(row["at"]) or 0
             mine = [r for seed in row["seeds"] if (r := replicas.get((row["trial_id"], seed))) is not None]
-            metrics = [Metric(name, value, at, 0) for name, value in _summary(row, mine).items()]
+            metrics = [Metric(_name(name), value, at, 0) for name, value in runs.metrics(row, mine).items()]
             for name, steps, values in curves.mean(row["trial_id"], row["seeds"]):
                 metrics += [Metric(name, float(v), at, int(s)) for s, v in zip(steps, values, strict=True)]
-            params = [Param(_name(k), str(v)) for k, v in json.loads(row["params_json"]).items()]
+            known = run.data.params  # those of an earlier time stay as they are: MLflow changes none
+            params = [Param(k, value) for key, value in runs.params(row).items() if (k := _name(key)) not in known]
+            tags = runs.tags(row, mine) | ({"mlflow.note.content": row["error"][:NOTE]} if row["error"] else {})
             self._batches(run.info.run_id, metrics)
+            if run.info.run_name != (name := runs.name(row, mine)):
+                self.client.update_run(run.info.run_id, name=name)
             # The tag goes last: a cut before it has the whole trial logged again, and equal metrics are one
             # in MLflow.
-            self.client.log_batch(run.info.run_id, params=params, tags=[RunTag(DONE, _fingerprint(row))])
+            self.client.log_batch(run.info.run_id, params=params, tags=[RunTag(*tag) for tag in tags.items()])
+            self.client.set_tag(run.info.run_id, DONE, _fingerprint(row))
 
     def _batches(self, run_id: str, metrics: Sequence[Metric]) -> None:
         for start in range(0, len(metrics), BATCH):
@@ -198,32 +205,40 @@ class _Sync:
         for run, row in [*(pair for pair in ended if pair[1]["phase"] == "confirm"), *best.values()]:
             if run.data.tags.get("figures") != row["trial_id"]:
                 figure = report.curve_figure(self.store, row["trial_id"], f"{row['arm']}, trial {row['trial_id']}")
-                self.client.log_figure(run.info.run_id, figure, "curves.png")
+                self.client.log_figure(run.info.run_id, figure, "figures/curves.png")
                 self.client.set_tag(run.info.run_id, "figures", row["trial_id"])
 
     def _conclude(self, parent: Run) -> None:
-        """The question and the answer, on the parent run."""
+        """The question, the answer and the figures that show it, on the parent run."""
         from mlflow.entities import Metric, RunTag
 
-        speedups = self.store.speedups(sweep_id=self.sweep_id).to_pylist()
-        text = report.results_text(self.store, self.sweep_id)
-        note = f"{self.head['question']}\n\n```\n{text[:NOTE_CHARS]}\n```"
+        view = report.collect(self.store, self.sweep_id)
+        note, run_id = runs.note(view), parent.info.run_id
         if parent.data.tags.get("mlflow.note.content") == note:
             return
-        newest = max((row["block"] for row in speedups), default=0)
-        last = [row for row in speedups if row["block"] == newest and row["baseline"] == self.head["baseline"]]
-        metrics = [
-            Metric(_name(f"S.{row['arm']}.{row['clock']}{suffix}"), row[column], _millis(row["at"]) or 0, newest)
-            for row in last
-            for suffix, column in (("", "s"), (".lo", "lo"), (".hi", "hi"))
-            if math.isfinite(row[column])
-        ]
-        self._batches(parent.info.run_id, metrics)
-        if last:
-            self.client.log_figure(
-                parent.info.run_id, report.survival_figure(self.store, self.sweep_id), "survival.png"
-            )
-        self.client.log_batch(parent.info.run_id, tags=[RunTag("mlflow.note.content", note)])
+        at = max((_millis(row["at"]) or 0 for row in view.speedups), default=0)
+        block = view.plan["block"] if view.plan is not None else 0
+        self._batches(run_id, [Metric(_name(key), s, at, block) for key, s in runs.answers(view).items()])
+        if view.speedups:
+            for name, figure in (("survival", report.survival_figure), ("speedups", report.speedup_figure)):
+                self.client.log_figure(run_id, figure(self.store, self.sweep_id), f"figures/{name}.png")
+        self.client.log_text(run_id, report.html(self.store, self.sweep_id), "report/report.html")
+        self.client.log_text(run_id, report.results_text(self.store, self.sweep_id), "report/results.txt")
+        self.client.update_run(run_id, name=runs.headline(view))
+        self.client.set_experiment_tag(parent.info.experiment_id, "mlflow.note.content", self.head["question"])
+        tags = {**runs.summary(view), "mlflow.note.content": note}  # the note is what says that all is there
+        self.client.log_batch(run_id, tags=[RunTag(*tag) for tag in tags.items()])
+
+    def _link(self, parent: Run, trials: Mapping[str, Run]) -> None:
+        """Leaves the addresses of the runs beside the sweep's log, for the report; a database has none."""
+        if self.store.local is None or not self.uri.startswith(("http://", "https://")):
+            return
+        place = f"{self.uri.rstrip('/')}/#/experiments/{parent.info.experiment_id}/runs"
+        found = {key: f"{place}/{run.info.run_id}" for key, run in {"": parent, **trials}.items()}
+        path = self.store.sweep_dir(self.sweep_id) / origins.LINKS
+        new = path.with_suffix(".tmp")
+        new.write_text(json.dumps(found, indent=0))
+        new.replace(path)
 
 
 class _Curves:
@@ -361,20 +376,11 @@ def _request(row: Mapping[str, Any]) -> str:
 
 
 def _fingerprint(row: Mapping[str, Any]) -> str:
-    return f"{row['cap']} {row['value']!r}"
+    return f"{row['state']} {row['cap']} {row['value']!r}"
 
 
 def _rank(row: Mapping[str, Any]) -> tuple[float, int]:
     return math.inf if row["value"] is None else row["value"], row["number"]
-
-
-def _summary(row: Mapping[str, Any], replicas: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """A trial's numbers, as its request sees its replicas."""
-    groks = [r["grok_step"] for r in replicas if r["grok_step"] is not None and r["grok_step"] <= row["cap"]]
-    numbers = {"value": row["value"], "cap": row["cap"], "n": len(replicas), "grokked": len(groks)}
-    if groks:
-        numbers["median_grok_step"] = float(np.median(groks))
-    return {name: float(value) for name, value in numbers.items() if value is not None}
 
 
 def _name(text: str) -> str:

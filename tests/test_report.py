@@ -15,7 +15,7 @@ import pytest
 
 from grokscale import report, stats
 from grokscale.errors import InputError
-from grokscale.report import figures, text, view, words
+from grokscale.report import bars, curves, figures, text, view, words
 from grokscale.store import Store
 from tests import synthetic
 from tests.synthetic import NEVER, SEEDS, TAU, grok_steps
@@ -104,7 +104,7 @@ def test_conditions_are_named(full: Store) -> None:
         "on cpu (1 thread)",
     ):
         assert said in page
-    assert "monitor" not in page and "EXPLORATORY" not in page
+    assert "monitor" not in page and "EXPLORATORY: the best trial" not in page
 
 
 def test_a_monitor_on_test_is_marked(store: Store) -> None:
@@ -128,7 +128,7 @@ def test_a_confirmation_under_way_shows_counts_and_no_speed_up(store: Store) -> 
     assert "No answer yet: 9 confirmation replicas to go." in page and "Speed-up over" not in page
     assert cells(page, "Outcomes", "plain")[1] == "5 of 8"
     assert cells(page, "Medians", "plain")[4:] == ["-", "-"]
-    assert report.html(store, "tiny").count("<figure>") == 4
+    assert Page(report.html(store, "tiny")).tags.count("figure") == 4
 
 
 def test_a_sweep_that_has_only_begun(store: Store) -> None:
@@ -258,6 +258,70 @@ def test_survival_is_kaplan_meiers(full: Store) -> None:
     assert len(axes.collections) == 3  # a band an arm
 
 
+def test_methods_are_drawn_as_median_and_quartiles_of_their_seeds(full: Store) -> None:
+    axes = report.drawings(full, "tiny")["accuracy-swift"].axes[0]
+    _, band_test = axes.collections
+    test = {str(line.get_label()): line for line in axes.lines}["test"]
+    stored = full.curves(trial_id=synthetic.trial_id("swift"))
+    step = int(np.asarray(test.get_xdata())[30])
+    at = [row["test_acc"] for row in stored.to_pylist() if row["step"] == step]
+    lo, middle, hi = np.quantile(at, (0.25, 0.5, 0.75))
+    assert np.asarray(test.get_ydata())[30] == pytest.approx(middle)
+    (path,) = band_test.get_paths()
+    corners = np.asarray(path.vertices)
+    edge = corners[corners[:, 0] == step][:, 1]
+    assert sorted(set(edge.round(9).tolist())) == pytest.approx([lo, hi])
+    others = [report.drawings(full, "tiny")[f"accuracy-{arm}"].axes[0] for arm in ("plain", "shaky")]
+    assert {axes.get_xlim() for axes in [axes, *others]} == {axes.get_xlim()}  # arms can be laid side by side
+
+
+def test_a_replica_that_ended_keeps_its_last_value_in_the_median() -> None:
+    long = {"step": np.array([1, 10, 100]), "test_acc": np.array([0.0, 0.1, 0.2])}
+    short = {"step": np.array([1, 10]), "test_acc": np.array([0.0, 0.9])}
+    found = curves.spread({0: long, 1: short, 2: short}, "test_acc")
+    assert found.steps.tolist() == [1, 10, 100] and found.middle.tolist() == [0, 0.9, 0.9]
+    dense = {"step": np.arange(1, 5001), "test_acc": np.linspace(0, 1, 5000)}
+    thin = curves.spread({0: dense}, "test_acc")
+    assert len(thin.steps) <= curves.POINTS and thin.steps[-1] == 5000 and (np.diff(thin.steps) > 0).all()
+    assert len(curves.spread({}, "test_acc").steps) == 0
+
+
+def test_bars_are_the_stored_speed_ups_with_what_was_published(store: Store) -> None:
+    paper = [
+        {"id": "ratio", "claim": "speedup", "value": 5.0, "clock": "epochs", "arm": "swift", "source": "table 1"},
+        {"id": "times", "claim": "time", "value": 400.0, "arm": "shaky", "against": "plain", "against_value": 1000.0,
+         "source": "table <2>"},
+        {"id": "alone", "claim": "time", "value": 7.0, "arm": "swift", "source": "text"},
+        {"id": "other", "claim": "speedup", "value": 9.0, "arm": "swift", "against": "shaky", "source": "text"},
+    ]  # fmt: skip
+    synthetic.confirmed(store, experiment=synthetic.EXPERIMENT | {"paper": paper})
+    shown = view.collect(store)
+    assert [(c.id, c.arm, c.clock, c.s) for c in bars.claims(shown)] == [
+        ("ratio", "swift", "steps", 5.0), ("times", "shaky", "steps", 2.5)]  # fmt: skip
+    axes = report.speedup_figure(store).axes[0]
+    stored = {(row["arm"], row["clock"]): row for row in shown.speedups}
+    widths = [1 + patch.get_width() for patch in axes.patches]  # pyright: ignore[reportAttributeAccessIssue]
+    ticks = [label.get_text() for label in axes.get_yticklabels()]
+    assert ticks == ["swift", "in seconds", "shaky", "in seconds"]
+    order = [(arm, clock) for arm in ("swift", "shaky") for clock in ("steps", "seconds")]
+    assert widths == pytest.approx([stored[key]["s"] for key in order])
+    whiskers = [np.asarray(line.get_xdata()).tolist() for line in axes.lines if line.get_marker() == "|"]
+    assert whiskers == [[stored[key]["lo"], stored[key]["hi"]] for key in order]
+    diamonds = [line.get_xydata() for line in axes.lines if line.get_marker() == "D"]
+    assert np.concatenate(diamonds).tolist() == [[5.0, 0.0], [2.5, 2.0]]  # pyright: ignore[reportArgumentType]
+    page = Page(report.html(store))
+    assert "Published values" in page.text and "table <2>" in page.text
+
+
+def test_bars_without_an_interval_are_pale_and_a_sweep_without_any_is_refused(store: Store) -> None:
+    synthetic.confirmed(store, times=dict.fromkeys(synthetic.ARMS, [NEVER] * 8))
+    axes = report.speedup_figure(store).axes[0]
+    assert {patch.get_alpha() for patch in axes.patches} == {bars.FAINT}
+    synthetic.searched(store, "begun-00000002", synthetic.EXPERIMENT | {"name": "begun"})
+    with pytest.raises(InputError, match="begun-00000002: no speed-up yet"):
+        report.speedup_figure(store, "begun")
+
+
 def test_curves_are_drawn_for_every_seed(full: Store) -> None:
     axes = report.curve_figure(full, synthetic.trial_id("swift")).axes[0]
     assert len(axes.lines) == 2 * len(SEEDS)
@@ -269,17 +333,21 @@ def test_curves_of_a_trial_without_any(full: Store) -> None:
     assert len(report.curve_figure(full, "nothing").axes[0].lines) == 0
 
 
-def test_figures_as_files_are_the_same_twice(full: Store) -> None:
+def test_figures_as_files_are_the_same_twice_and_fit_for_a_paper(full: Store) -> None:
     first, second = (report.figure_files(full, "tiny") for _ in range(2))
     assert first == second
     assert set(first) == {
         f"tiny-{what}.{kind}"
-        for what in ("survival", "accuracy-plain", "accuracy-swift", "accuracy-shaky")
+        for what in ("speedups", "survival", "accuracy-plain", "accuracy-swift", "accuracy-shaky")
         for kind in ("svg", "png")
     }
-    root = ElementTree.fromstring(first["tiny-survival.svg"])
-    assert root.get("viewBox") and root.get("width") and root.get("aria-label")
-    assert not re.search(rb"#[0-9a-f]{6}(?![0-9a-f;])", first["tiny-survival.svg"].split(b"</style>", 1)[1])
+    for name, data in first.items():
+        if name.endswith(".svg"):
+            root = ElementTree.fromstring(data)
+            assert root.get("viewBox") and str(root.get("width")).endswith("pt") and root.get("aria-label")
+            assert b"var(" not in data and b"<text" in data  # real colours, and letters that can be edited
+    header = first["tiny-survival.png"]
+    assert int.from_bytes(header[16:20]) == round(5.2 * 300)
 
 
 # ---------------------------------------------------------------------------------------------- the page
@@ -316,7 +384,7 @@ def test_page_needs_nothing_beside_itself(full: Store) -> None:
     assert len(page.ids) == len(set(page.ids))
     assert source == report.html(Store(full.root), "tiny")
     assert 'name="viewport"' in source and "prefers-color-scheme:dark" in source
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 5
 
 
 def test_page_escapes_names_and_shows_the_numbers_of_the_text(full: Store) -> None:

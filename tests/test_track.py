@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from grokscale import runs as words
 from grokscale import track
+from grokscale.report import origins
 from grokscale.store import Store
-from tests import synthetic
+from tests import rows, synthetic
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -64,13 +68,17 @@ def test_a_finished_sweep(store: Store, uri: str) -> None:
     assert "made-up" in parent.data.tags["mlflow.note.content"] and "swift" in parent.data.tags["mlflow.note.content"]
     assert parent.data.metrics["S.swift.steps"] > 1
     mlflow = client(uri)
-    assert [file.path for file in mlflow.list_artifacts(parent.info.run_id)] == ["survival.png"]
-    drawn = [run for run in children if mlflow.list_artifacts(run.info.run_id)]
+    assert [file.path for file in mlflow.list_artifacts(parent.info.run_id)] == ["figures", "report"]
+    folders = [mlflow.list_artifacts(parent.info.run_id, folder) for folder in ("figures", "report")]
+    kept = ["figures/speedups.png", "figures/survival.png", "report/report.html", "report/results.txt"]
+    assert [file.path for folder in folders for file in folder] == kept
+    drawn = [run for run in children if mlflow.list_artifacts(run.info.run_id, "figures")]
     assert {(run.data.tags["arm"], run.data.tags["number"]) for run in drawn} == {(a, "0") for a in synthetic.PARAMS}
     searched = [run for run in children if run.data.tags["phase"] == "search"]
     ended = next(run for run in searched if run.info.status == "FINISHED")
-    assert ended.data.params["lr"] and "value" in ended.data.metrics
-    assert ended.data.metrics["cap"] == synthetic.HORIZON
+    arm = ended.data.tags["arm"]
+    assert ended.data.params == {key: f"{value:.6g}" for key, value in synthetic.PARAMS[arm].items()}
+    assert ended.data.metrics["detail/cap"] == synthetic.HORIZON and "detail/objective" in ended.data.metrics
 
     track.sync(store, sweep_id, uri)  # and again: nothing is doubled
     second = runs(uri, "done")
@@ -83,18 +91,76 @@ def test_a_finished_sweep(store: Store, uri: str) -> None:
             assert len(points) == len({(p.step, p.timestamp, p.value) for p in points})
 
 
-def test_curves_are_means_over_seeds(store: Store, uri: str) -> None:
-    sweep_id = synthetic.confirmed(store, "curves-00000001", experiment=experiment("curves"))
-    seeds = synthetic.SEEDS
+@pytest.fixture(scope="module")
+def read(store: Store, uri: str) -> str:
+    """A sweep that was mirrored, with a trial that failed and two that were only asked."""
+    sweep_id = synthetic.confirmed(store, "read-00000001", experiment=experiment("read"))
+    failed = store.trials(sweep_id=sweep_id, arm="shaky", state="asked").to_pylist()[0]
+    store.append("trials", [{**failed, "state": "failed", "error": "loss is <nan>"}])
     track.sync(store, sweep_id, uri)
-    confirmed = [run for run in runs(uri, "curves") if run.data.tags.get("phase") == "confirm"]
+    return sweep_id
+
+
+def test_curves_are_means_over_seeds(store: Store, uri: str, read: str) -> None:
+    seeds = synthetic.SEEDS
+    confirmed = [run for run in runs(uri, "read") if run.data.tags.get("phase") == "confirm"]
     run = next(run for run in confirmed if run.data.tags["arm"] == "swift")
-    assert run.data.metrics["n"] == len(seeds) == run.data.metrics["grokked"]
+    assert run.data.metrics["detail/seeds"] == len(seeds) and run.data.metrics["grokked"] == 1
     points = client(uri).get_metric_history(run.info.run_id, "test_accuracy")
     assert [p.step for p in points] == sorted({p.step for p in points}) and len(points) > 50
-    rows = store.curves(trial_id=synthetic.trial_id("swift"), seed=seeds).to_pylist()
-    at = [row["test_acc"] for row in {r["seed"]: r for r in rows if r["step"] == points[30].step}.values()]
+    looks = store.curves(trial_id=synthetic.trial_id("swift"), seed=seeds).to_pylist()
+    at = [row["test_acc"] for row in {r["seed"]: r for r in looks if r["step"] == points[30].step}.values()]
     assert points[30].value == pytest.approx(sum(at) / len(at))
+
+
+def test_runs_read_as_results(uri: str, read: str) -> None:
+    named = ("arm", "phase", "number")
+    found = {tuple(run.data.tags.get(name) for name in named): run for run in runs(uri, "read")}
+    middle = sorted(synthetic.grok_steps("swift"))[3]
+    swift = found["swift", "confirm", "0"]
+    assert swift.info.run_name == f"swift lr=0.0101 wd=0.01 floor=0.01: 8/8 grokked, {middle:.0f} steps (confirmed)"
+    assert {key: swift.data.tags[key] for key in ("method", "task", "phase", "outcome")} == {
+        "method": "swift", "task": "toy", "phase": "confirm", "outcome": "grokked"}  # fmt: skip
+    shaky = found["shaky", "confirm", "0"]
+    assert "6/8 grokked" in str(shaky.info.run_name) and shaky.data.tags["outcome"] == "partly"
+    lost = found["shaky", "search", "3"]
+    assert lost.info.run_name == "shaky lr=0.05 wd=0.002 alpha=0.98: failed" and lost.data.tags["outcome"] == "failed"
+    assert lost.data.tags["mlflow.note.content"] == "loss is <nan>"
+    assert found["plain", "search", "3"].info.run_name == "plain lr=0.0416 wd=0.01"  # only asked
+    parent = found[None, None, None]
+    assert re.fullmatch(r"read-00000001: swift groks \d\.\dx sooner than plain", str(parent.info.run_name))
+    note = parent.data.tags["mlflow.note.content"].splitlines()
+    assert note[0] == r"### Which of two made-up methods groks \<sooner\>?" and note[2].startswith("**swift groks ")
+    assert "| swift |" in "".join(note) and len("\n".join(note)) < 8000
+    assert {"S.swift.steps", "S.swift.seconds", "detail/S.swift.steps.lo"} <= set(parent.data.metrics)
+
+
+def test_settings_are_short_and_names_fit() -> None:
+    values = (0.7, 1e-4, 0.0416, 2.5e-6, 1.0, 0.0, 3, True, "hidden", 123456.0, 1.5e7, 0.04159)
+    said = ["0.7", "1e-4", "0.0416", "2.5e-6", "1", "0", "3", "true", "hidden", "1.23e5", "1.5e7", "0.0416"]
+    assert [words.compact(value) for value in values] == said
+    row = rows.trial("egd", 0, "t", [1, 2], params_json='{"wd": 1e-4, "lr": 0.7}', cap=2000)
+    none = rows.replica("t", 0, grok_step=None, diverged_step=None)
+    steps = (1044, 900, 1044, 1100, 2001)
+    five = [rows.grokked("t", seed, step, diverged_step=None) for seed, step in enumerate(steps)]
+    assert words.name(row, five) == "egd lr=0.7 wd=1e-4: 4/5 grokked, 1044 steps"
+    assert words.name(row, [none]) == "egd lr=0.7 wd=1e-4: 0/1 grokked by 2000"
+    assert words.outcome(row, [none]) == "memorised" and words.outcome(row, five) == "partly"
+    many = rows.trial("a" * 90, 0, "t", [1], params_json=json.dumps({f"knob{i}": 0.123 for i in range(30)}))
+    assert len(words.name(many, five)) == words.NAME
+    assert words.name(many, five).endswith("…: 5/5 grokked, 1044 steps")
+
+
+def test_a_server_leaves_the_addresses_of_its_runs_and_a_database_none(store: Store, uri: str, read: str) -> None:
+    assert origins.links(store, read) == {}
+    sync = track._Sync(store, read, uri)
+    sync.uri = "http://there:5000/"  # as if this database had a server before it
+    known = runs(uri, "read")
+    parent = next(run for run in known if run.data.tags["kind"] == "sweep")
+    sync._link(parent, {"swift/confirm/0/x": known[0]})
+    place = f"http://there:5000/#/experiments/{parent.info.experiment_id}/runs"
+    assert origins.links(store, read) == {
+        "": f"{place}/{parent.info.run_id}", "swift/confirm/0/x": f"{place}/{known[0].info.run_id}"}  # fmt: skip
 
 
 def test_runs_that_a_killed_driver_left_running_are_closed(store: Store, uri: str) -> None:

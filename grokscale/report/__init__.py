@@ -6,8 +6,10 @@ Reading results needs neither torch nor Ray, and the text not even matplotlib.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
+from grokscale.errors import InputError
 from grokscale.report.text import results_text
 from grokscale.report.view import SweepView, collect
 
@@ -16,7 +18,17 @@ if TYPE_CHECKING:
 
     from grokscale.store import Store
 
-__all__ = ["SweepView", "collect", "curve_figure", "figure_files", "html", "results_text", "survival_figure"]
+__all__ = [
+    "SweepView",
+    "collect",
+    "curve_figure",
+    "drawings",
+    "figure_files",
+    "html",
+    "results_text",
+    "speedup_figure",
+    "survival_figure",
+]
 
 
 def survival_figure(store: Store, sweep: str | None = None) -> Figure:
@@ -34,27 +46,40 @@ def curve_figure(store: Store, trial_id: str, title: str | None = None) -> Figur
     return draw_curves(curves_of(store, trial_id), title or f"trial {trial_id}")
 
 
-def figure_files(store: Store, sweep: str | None = None) -> dict[str, bytes]:
-    """Every figure of a sweep as files: <name>-survival.svg, .png, <name>-accuracy-<arm>.svg, .png; where they are
-    there also <name>-map-<arm> of a grid and <name>-trajectories of measured ones."""
-    from grokscale.report import figures, maps, paths
-    from grokscale.report.text import without_cells
-    from grokscale.report.view import curves_of
+def speedup_figure(store: Store, sweep: str | None = None) -> Figure:
+    """S of every arm with its interval, on a log axis, and what was published beside it.
+
+    Raises InputError where nothing is compared yet.
+    """
+    from grokscale.report.bars import draw
 
     view = collect(store, sweep)
-    drawn = {"survival": (figures.draw_survival(view), "Share of seeds not yet grokked against the step")}
-    for arm in without_cells(view).arms:
-        curves = curves_of(store, arm.trial_id, [row["seed"] for row in arm.rows])
-        drawing = figures.draw_curves(curves, arm.name, figures.look(view, arm)[0])
-        drawn[f"accuracy-{arm.name}"] = (drawing, f"Accuracy of {arm.name} against the step")
-    for one in maps.maps(view):
-        drawn[f"map-{one.arm}"] = (maps.draw(one), f"Median grok step of {one.arm} over the grid")
-    if (went := paths.paths(store, without_cells(view))) is not None:
-        drawn["trajectories"] = (paths.draw(view, went), "Where training went, on the plane of the baseline")
-    files = {}
-    for what, (figure, label) in drawn.items():
-        files[f"{view.name}-{what}.svg"] = figures.svg(figure, label, standalone=True).encode()
-        files[f"{view.name}-{what}.png"] = figures.png(figure)
+    drawn = draw(view)
+    if drawn is None:
+        raise InputError(f"{view.sweep_id}: no speed-up yet; the same `grokscale sweep` completes the confirmation")
+    return drawn
+
+
+def drawings(store: Store, sweep: str | None = None) -> dict[str, Figure]:
+    """Every figure of a sweep by name, as the page has them: survival, speedups, accuracy-<arm>, search-<arm>, ...
+
+    Nothing is shown or written: a notebook shows one that a cell returns.
+    """
+    from grokscale.report.pictures import pictures
+
+    return {one.name: one.figure for one in pictures(store, collect(store, sweep))}
+
+
+def figure_files(store: Store, sweep: str | None = None) -> dict[str, bytes]:
+    """Every figure of a sweep as files fit for a paper: <name>-<figure>.svg, and .png at 300 dots an inch."""
+    from grokscale.report.figures import png, svg
+    from grokscale.report.pictures import pictures
+
+    view, files = collect(store, sweep), {}
+    for one in pictures(store, view):
+        stem = re.sub(r"[^\w+,:=.-]", "_", f"{view.name}-{one.name}")  # a name is no path
+        files[f"{stem}.svg"] = svg(one.figure, one.label, standalone=True).encode()
+        files[f"{stem}.png"] = png(one.figure)
     return files
 
 

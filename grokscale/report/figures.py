@@ -63,7 +63,7 @@ def draw_survival(view: SweepView) -> Figure:
             times = arm.times("grok_step", tau)
             left = min(left, *times[np.isfinite(times)], tau)
             _survival(axes, arm, times, tau, *look(view, arm))
-        _log_steps(axes, _round_down(left / 1.2 if left < tau else tau / 10), tau)
+        log_steps(axes, _round_down(left / 1.2 if left < tau else tau / 10), tau)
         axes.set_ylim(-0.02, 1.04)
         axes.set_ylabel("share of seeds not yet grokked")
         axes.grid(axis="y", linewidth=0.6)
@@ -102,7 +102,7 @@ def draw_curves(
         steps = [c["step"] for c in curves.values() if len(c["step"])]
         if steps:
             low, high = min(s[0] for s in steps), max(s[-1] for s in steps)
-            _log_steps(axes, max(1, low), max(high, 10 * low if high <= low else high))
+            log_steps(axes, max(1, low), max(high, 10 * low if high <= low else high))
             axes.legend(loc="lower right", frameon=False, fontsize=9)
         axes.set_ylim(-0.02, 1.04)
         axes.set_ylabel("accuracy")
@@ -125,29 +125,29 @@ def svg(figure: Figure, label: str, prefix: str = "", standalone: bool = False) 
     """The figure as SVG text that follows the page between light and dark.
 
     label: what it shows, for those who cannot see it.  prefix: of its ids, unique in the page.
-    standalone: carry the colours along, for a file of its own.
+    standalone: a file of its own, in the light colours as they are: what papers are set with knows no CSS variables.
     """
     out = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": "grokscale"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
-    for name, (light, _) in PALETTE.items():
-        text = text.replace(light, f"var(--{name})")
-    text = re.sub(r"'DejaVu Sans'(, sans-serif)?", "system-ui, sans-serif", text)
+    if not standalone:
+        for name, (light, _) in PALETTE.items():
+            text = text.replace(light, f"var(--{name})")
+        text = re.sub(r"'DejaVu Sans'(, sans-serif)?", "system-ui, sans-serif", text)
     text = re.sub(r'\bid="', f'id="{prefix}', text)
     text = re.sub(r"url\(#", f"url(#{prefix}", text)
     text = re.sub(r'xlink:href="#', f'xlink:href="#{prefix}', text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     width, height = (72 * side for side in figure.get_size_inches())
     head = f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width:g} {height:g}"'
-    size = f' width="{width * 4 / 3:g}" height="{height * 4 / 3:g}"' if standalone else ""
+    size = f' width="{width:g}pt" height="{height:g}pt"' if standalone else ""
     head += f'{size} xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
-    style = f"<style>{colours()}</style>" if standalone else ""
-    return head + style + text[text.index(">") + 1 :]
+    return head + text[text.index(">") + 1 :]
 
 
-def png(figure: Figure, dpi: int = 150) -> bytes:
+def png(figure: Figure, dpi: int = 300) -> bytes:
     """The figure as PNG, in the light colours."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
@@ -155,18 +155,49 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
 
 
 def colours() -> str:
-    """CSS that defines the palette's variables, light and dark."""
+    """CSS that defines the palette's variables: light, dark on a screen that asks for it, never dark on paper."""
     light, dark = ("".join(f"--{name}:{pair[i]};" for name, pair in PALETTE.items()) for i in (0, 1))
-    return f":root{{color-scheme:light dark;{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}"
+    return f":root{{color-scheme:light dark;{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
 
 
 # ---------------------------------------------------------------------------------------------- inside
 
 
-def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+class Drawing(Figure):
+    """A figure that a notebook shows when a cell returns it, with no backend and no pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self, dpi=110)
+
+
+def blank(width: float, height: float) -> Drawing:
+    """An empty figure, in inches."""
+    figure = Drawing(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def canvas(width: float, height: float) -> tuple[Drawing, Axes]:
+    """A figure with one pair of axes, in inches."""
+    figure = blank(width, height)
     return figure, figure.add_subplot()
+
+
+def mark(figure: Figure, what: str = "") -> Figure:
+    """Writes EXPLORATORY, and what it is, over a figure: it says so wherever it is copied to."""
+    with matplotlib.rc_context(STYLE):
+        said = f"{what and what + ', '}EXPLORATORY"
+        figure.suptitle(said, x=0.99, ha="right", fontsize=8, fontweight="bold", color=PALETTE["a1"][0])
+    return figure
+
+
+def log_axis(axes: Axes, axis: str, low: float, high: float) -> None:
+    """A log scale for numbers from low to high, with few and readable ticks."""
+    getattr(axes, f"set_{axis}scale")("log")
+    getattr(axes, f"set_{axis}lim")(low, high)
+    one = getattr(axes, f"{axis}axis")
+    one.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low <= 100 else (1,), numticks=12))
+    one.set_minor_formatter(NullFormatter())
 
 
 def _survival(
@@ -205,14 +236,11 @@ def _survival(
         )
 
 
-def _log_steps(axes: Axes, low: float, high: float) -> None:
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
+def log_steps(axes: Axes, low: float, high: float) -> None:
+    """A log axis of steps across."""
+    log_axis(axes, "x", low, high)
     axes.set_xlabel("step")
-    few = high / low <= 100
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=12))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _round_down(value: float) -> float:

@@ -159,11 +159,9 @@ def draw(one: Map) -> Figure:
     points over its first two axes, open where fewer than half grokked.
     """
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
 
-    from grokscale.report.figures import STYLE
+    from grokscale.report.figures import STYLE, canvas
 
     medians = [cell.median for cell in one.cells if cell.median is not None] or [1.0]
     norm = LogNorm(min(medians), max(*medians, min(medians) * 1.01))
@@ -174,9 +172,7 @@ def draw(one: Map) -> Figure:
     with matplotlib.rc_context(STYLE):
         down, *across = one.axes.values()
         size = (1.6 + 0.62 * len(across[0]) if across else 2.2, 1.1 + 0.42 * len(down)) if one.full else (4.8, 3.4)
-        figure = Figure(figsize=(max(3.6, size[0]), max(2.2, size[1])), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
+        figure, axes = canvas(max(3.6, size[0]), max(2.2, size[1]))
         (_tiles if one.full else _points)(axes, one, colour)
         axes.set_title(f"{one.arm}: median grok step", fontsize=10, loc="left")
         return figure

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from grokscale.report import figures, maps, paths, text
-from grokscale.report.view import SweepView, curves_of
-from grokscale.report.words import knobs, number
+from grokscale.report import bars, figures, landscape, origins, text
+from grokscale.report.pictures import Picture, pictures
+from grokscale.report.view import SweepView
+from grokscale.report.words import count, knobs, number, ratio
 
 if TYPE_CHECKING:
     from grokscale.store import Store
@@ -25,30 +26,42 @@ th:first-child,td:first-child,th.left,td.left{text-align:left}
 td.long{white-space:normal;min-width:12rem}th{vertical-align:bottom}
 figure{margin:1rem 0;max-width:42rem}figure svg{width:100%;height:auto;display:block}
 figcaption{font-size:.9rem;opacity:.85}.note{font-size:.9rem;margin:.3rem 0}
+.exploratory{border-left:4px dashed var(--a1);padding-left:.7rem}
+.badge{color:var(--a1);font-weight:700;font-size:.8rem;letter-spacing:.05em}
+a{color:var(--a0)}details{margin:.5rem 0}summary{cursor:pointer}
+pre{white-space:pre-wrap;font-size:.8rem;border:1px solid var(--rule);padding:.5rem}
 dl{display:grid;grid-template-columns:minmax(6rem,max-content) 1fr;gap:.2rem .9rem}
 dd{margin:0}dt{font-weight:600}
-@media(max-width:30rem){th,td{padding:.25rem .4rem}table{font-size:.85rem}}
+@media(max-width:30rem){th,td{padding:.25rem .4rem}table{font-size:.85rem}dl{grid-template-columns:1fr;gap:0}
+dd{margin-bottom:.4rem}}
+@page{margin:15mm}
+@media print{body{font-size:10pt;max-width:none;padding:0}h1{font-size:16pt}h2{font-size:12pt;break-after:avoid}
+.scroll{overflow:visible}th,td{padding:.1rem .3rem;white-space:normal;overflow-wrap:normal}table{font-size:8pt}
+td.long{min-width:0;overflow-wrap:anywhere}
+figure{max-width:125mm}figure,tr,.answer{break-inside:avoid}thead{display:table-header-group}
+details::details-content{content-visibility:visible;block-size:auto}summary{list-style:none}a{color:inherit}}
 """
-SURVIVAL = (
-    "Share of confirmation seeds that have not grokked yet: Kaplan-Meier with 95 % bands. "
-    "A tick at the right end: seeds that did not, or diverged."
-)
+BADGE = '<span class="badge">EXPLORATORY</span> '
 
 
 def render(store: Store, view: SweepView) -> str:
     """The page of a sweep. Everything that came from a file or a user is escaped."""
     rest = text.without_cells(view)
-    facts = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in text.footer(view))
+    drawn = pictures(store, view)
+    facts = _list(text.footer(view))
     parts = [
         f'<p class="id">{escape(view.sweep_id)}</p><h1>{escape(view.question or view.name)}</h1>',
         f'<p class="answer">{escape(text.answer(view))}</p>',
         *_warnings(view),
-        *_maps(view),
-        *_confirmed(rest),
-        *_search(rest),
-        *_accuracy(store, rest),
-        *_trajectories(store, rest),
-        f"<h2>Measured under</h2><dl>{facts}</dl>",
+        *_section("Map (exploratory)", _of(drawn, "map")),
+        *_confirmed(rest, drawn),
+        *_section("Accuracy", _of(drawn, "accuracy")),
+        *_search(rest, drawn),
+        *_section("Trajectories (exploratory)", _of(drawn, "trajectories")),
+        f"<h2>Measured under</h2>{facts}",
+        *_configurations(store, view),
+        f"<h2>Provenance</h2>{_list(origins.provenance(view))}",
+        f"<details><summary>Specification</summary><pre>{escape(origins.specification(view))}</pre></details>",
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -64,23 +77,25 @@ def _warnings(view: SweepView) -> list[str]:
     return ['<p class="warning">monitor = test: search and methods saw the test split.</p>']
 
 
-def _maps(view: SweepView) -> list[str]:
-    parts = []
-    for i, one in enumerate(maps.maps(view)):
-        drawing = figures.svg(maps.draw(one), f"Median grok step of {one.arm} over the grid", f"m{i}-")
-        parts.append(_figure(drawing, f"{one.arm}. {maps.NOTE}"))
-    return ["<h2>Map (exploratory)</h2>", *parts] if parts else []
+def _section(title: str, parts: Sequence[str]) -> list[str]:
+    """Nothing without parts."""
+    return [f"<h2>{escape(title)}</h2>", *parts] if parts else []
 
 
-def _confirmed(view: SweepView) -> list[str]:
+def _of(drawn: Sequence[Picture], section: str) -> list[str]:
+    return [_figure(one, f"{section[0]}{i}-") for i, one in enumerate(drawn) if one.section == section]
+
+
+def _confirmed(view: SweepView, drawn: Sequence[Picture]) -> list[str]:
     parts = []
     if view.speedups:
         table = _table(text.speedup_table(view), left=1)
         parts.append(f"<h2>Speed-up over {escape(view.baseline)}</h2>{table}")
         parts += [f'<p class="note">{escape(note)}</p>' for note in text.speedup_notes(view)]
+        parts += _of(drawn, "speedups")
+        parts += _published(view)
     if any(arm.rows for arm in view.arms):
-        drawing = figures.svg(figures.draw_survival(view), "Share of seeds not yet grokked by step", "s-")
-        parts.append(_figure(drawing, SURVIVAL))
+        parts += _section("Time to grok", _of(drawn, "survival"))
         if view.speedups:
             parts.append(f"<h2>Beside it, in steps</h2>{_table(text.beside_table(view))}")
         parts.append(f"<h2>Outcomes by {number(view.tau)} steps</h2>{_table(text.outcome_table(view))}")
@@ -93,48 +108,65 @@ def _confirmed(view: SweepView) -> list[str]:
     return parts
 
 
-def _search(view: SweepView) -> list[str]:
-    """The best trial of each arm's search, labelled as what it is."""
+def _published(view: SweepView) -> list[str]:
+    """The speed-ups that papers print, beside ours on the same clock."""
+    rows = []
+    for claim in bars.claims(view):
+        ours = next((r for r in text.of_clock(view, claim.clock) if r["arm"] == claim.arm), None)
+        mine = ["-", "-"] if ours is None else [ratio(ours["s"], 2), text.interval(ours)]
+        rows.append([claim.id, claim.source, claim.arm, claim.clock, ratio(claim.s, 2), *mine])
+    head = ["id", "source", "arm", "clock", "published", "S here", "95 % interval"]
+    return [f"<h2>Published values</h2>{_table((head, rows), left=1)}"] if rows else []
+
+
+def _search(view: SweepView, drawn: Sequence[Picture]) -> list[str]:
+    """The best trial of each arm's search and the landscape, labelled as what they are."""
     header, rows = text.search_table(view)
     if not rows:
         return []
-    note = '<p class="note">The best trial of each arm, on the seeds that chose it: no speed-up here.</p>'
-    return [f"<h2>Search (exploratory)</h2>{note}{_table((header, rows))}"]
+    note = f'<p class="note">{BADGE}The best trial of each arm, on the seeds that chose it: no speed-up here.</p>'
+    found = _of(drawn, "search")
+    more = [f'<p class="note">{BADGE}{escape(landscape.NOTE)}</p>', *found] if found else []
+    return [f"<h2>Search (exploratory)</h2>{note}{_table((header, rows))}", *more]
 
 
-def _accuracy(store: Store, view: SweepView) -> list[str]:
-    parts = []
-    for i, arm in enumerate(arm for arm in view.arms if arm.rows):
-        curves = curves_of(store, arm.trial_id, [row["seed"] for row in arm.rows])
-        if curves:
-            drawn = figures.draw_curves(curves, arm.name, figures.look(view, arm)[0])
-            svg = figures.svg(drawn, f"Accuracy of {arm.name} by step", f"c{i}-")
-            parts.append(_figure(svg, f"{arm.name}: a line per confirmation seed."))
-    return ["<h2>Accuracy</h2>", *parts] if parts else []
-
-
-def _trajectories(store: Store, view: SweepView) -> list[str]:
-    went = paths.paths(store, view)
-    if went is None:
+def _configurations(store: Store, view: SweepView) -> list[str]:
+    lines, more = origins.configurations(store, view)
+    if not lines:
         return []
-    drawing = figures.svg(paths.draw(view, went), "Where training went, on the plane of the baseline", "t-")
-    return ["<h2>Trajectories (exploratory)</h2>", _figure(drawing, paths.NOTE)]
+    urls = {cells[-1]: url for cells, url in lines if url is not None}
+    table = _table((origins.HEAD, [cells for cells, _ in lines]), left=3, urls=[url for _, url in lines])
+    left = f'<p class="note">And {more:,} more: grokscale results {escape(view.sweep_id)} --rows trials.</p>'
+    said = f"{count(len(lines), 'configuration')}{', each linked to its MLflow run' if urls else ''}"
+    parts = [f"<h2>Configurations</h2><details><summary>{said}</summary>{table}{left if more else ''}</details>"]
+    if (run := origins.links(store, view.sweep_id).get("")) is not None:
+        parts.append(f'<p class="note"><a href="{escape(run)}">The sweep in MLflow</a></p>')
+    return parts
 
 
-def _figure(svg: str, caption: str) -> str:
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+def _list(facts: Sequence[tuple[str, str]]) -> str:
+    return f"<dl>{''.join(f'<dt>{escape(key)}</dt><dd>{escape(value)}</dd>' for key, value in facts)}</dl>"
 
 
-def _table(table: text.Table, left: int | None = None) -> str:
-    """left: a column of words, wrapped where it is long."""
+def _figure(one: Picture, prefix: str) -> str:
+    kind, badge = (' class="exploratory"', BADGE) if one.exploratory else ("", "")
+    svg = figures.svg(one.figure, one.label, prefix)
+    return f"<figure{kind}>{svg}<figcaption>{badge}{escape(one.caption)}</figcaption></figure>"
 
-    def row(cells: Sequence[str], tag: str) -> str:
+
+def _table(table: text.Table, left: int | None = None, urls: Sequence[str | None] = ()) -> str:
+    """left: a column of words, wrapped where it is long.  urls: of each row's last cell."""
+
+    def row(cells: Sequence[str], tag: str, url: str | None = None) -> str:
         out = []
         for i, cell in enumerate(cells):
             kind = "" if i != left else ' class="left long"' if len(cell) > 30 else ' class="left"'
-            out.append(f"<{tag}{kind}>{escape(cell)}</{tag}>")
+            inner = escape(cell)
+            if url is not None and i == len(cells) - 1:
+                inner = f'<a href="{escape(url)}">{inner}</a>'
+            out.append(f"<{tag}{kind}>{inner}</{tag}>")
         return f"<tr>{''.join(out)}</tr>"
 
     header, rows = table
-    body = "".join(row(cells, "td") for cells in rows)
+    body = "".join(row(cells, "td", url) for cells, url in zip(rows, urls or [None] * len(rows), strict=True))
     return f'<div class="scroll"><table><thead>{row(header, "th")}</thead><tbody>{body}</tbody></table></div>'

@@ -117,7 +117,7 @@ class Pack:
         evaluation = Evaluation(
             self.step, self.seeds, metrics, np.array([seed in self.ended for seed in self.seeds]), self.done, self)
         left = [seed for seed in alive if seed not in self.ended]
-        if left and lanes_for(len(left)) < len(self.lanes.lanes):
+        if left and not self.program.compiled and lanes_for(len(left)) < len(self.lanes.lanes):
             self._build(left, self.lanes.take([alive[seed] for seed in left]))
         return evaluation
 
@@ -125,7 +125,9 @@ class Pack:
 
     def _build(self, seeds: list[int], stacked: dict[str, Any] | None) -> None:
         """Lanes for `seeds`, the first repeated up to the next size; `stacked` has one row per seed."""
-        lanes = list(range(len(seeds))) + [0] * (lanes_for(len(seeds)) - len(seeds))
+        # A compiled pack keeps its size: another one would be compiled anew.
+        size = self.widest if self.program.compiled else lanes_for(len(seeds))
+        lanes = list(range(len(seeds))) + [0] * (size - len(seeds))
         if stacked is not None:
             index = torch.tensor(lanes)
             stacked = pytree.tree_map(lambda t: t.index_select(0, index.to(t.device)), stacked)
@@ -226,7 +228,7 @@ class Pack:
                 "oracle_per_step": self.lanes.oracle, "labels": self.lanes.labels,
                 "params": sum(p.numel() // p.shape[0] for p in self.lanes.stacked["params"].values()),
                 "threshold": spec.threshold, "monitor": spec.monitor, "precision": spec.precision,
-                "lanes": self.widest, "compiled": False, "measured": ",".join(self.program.probes),
+                "lanes": self.widest, "compiled": self.program.compiled, "measured": ",".join(self.program.probes),
                 "flops_per_step": self.lanes.flops_per_step, "method_flops": self.program.method_flops,
             })
         return rows

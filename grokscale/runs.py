@@ -1,0 +1,143 @@
+"""What runs in MLflow are called, tagged and described by, so that a list of them reads like a table of results."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from grokscale import stats
+from grokscale.report import SweepView, text
+from grokscale.report.view import OUTCOMES, outcome_by
+from grokscale.report.words import ratio
+
+Row = Mapping[str, Any]
+NAME = 180  # characters of a run's name; MLflow takes 250
+NOTE = 7500  # characters of a description; MLflow takes 8000
+DONE_AS = {"confirm": " (confirmed)", "race": " (race)"}
+
+
+def compact(value: Any) -> str:
+    """A setting in few letters: 0.7, 1e-4, 0.0416, 2.5e-6, true."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, float):
+        return str(value)
+    short = f"{value:.3g}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.2e}"
+    digits, e, power = short.partition("e")
+    if not e:
+        return digits
+    return f"{digits.rstrip('0').rstrip('.') if '.' in digits else digits}e{int(power)}"
+
+
+def setting(arm: str, params: Mapping[str, Any]) -> str:
+    """ "egd lr=0.7 wd=1e-4": the shared settings first."""
+    rank = {"lr": 0, "wd": 1}
+    keys = sorted(params, key=lambda key: (rank.get(key, 2), key))
+    return " ".join([arm, *(f"{key}={compact(params[key])}" for key in keys)])
+
+
+def name(row: Row, replicas: Sequence[Row] = ()) -> str:
+    """ "egd lr=0.7 wd=1e-4: 5/5 grokked, 1044 steps" of a row of `trials`; no more than the settings before its end.
+
+    The steps are Kaplan-Meier's median by the cap. Without one the name says how long was watched.
+    """
+    said = setting(row["arm"], json.loads(row["params_json"]))
+    phase = DONE_AS.get(row["phase"], "")
+    if row["state"] == "failed":
+        end = ": failed"
+    elif row["state"] != "ended" or not replicas:
+        end = ""
+    else:
+        cap = row["cap"]
+        times = [_by(r["grok_step"], cap) for r in replicas]
+        there = [time < math.inf for time in times]
+        middle = stats.median([min(time, cap) for time in times], there)
+        by = f" by {cap}" if middle is None else f", {middle:.0f} steps"
+        end = f": {sum(there)}/{len(times)} grokked{by}"
+    room = NAME - len(end) - len(phase)
+    return f"{said if len(said) <= room else said[: room - 1] + '…'}{end}{phase}"
+
+
+def outcome(row: Row, replicas: Sequence[Row]) -> str:
+    """One word to filter by: grokked where every seed did, partly where some did, else how most of them ended."""
+    if row["state"] == "failed" or not replicas:
+        return row["state"]
+    ended = [outcome_by(r, row["cap"]) for r in replicas]
+    if "grokked" in ended:
+        return "grokked" if set(ended) == {"grokked"} else "partly"
+    return max(OUTCOMES, key=lambda one: (ended.count(one), one))
+
+
+def tags(row: Row, replicas: Sequence[Row]) -> dict[str, str]:
+    """method, task and outcome of a trial; what its request says (arm, phase, number) is tagged from the start."""
+    found = {"outcome": outcome(row, replicas)}
+    return found if not replicas else {**found, "method": replicas[0]["method"], "task": replicas[0]["task"]}
+
+
+def params(row: Row) -> dict[str, str]:
+    """The knobs that were searched, six digits of each: enough to tell any two apart, and to type again."""
+    found = json.loads(row["params_json"])
+    return {key: f"{v:.6g}" if isinstance(v, float) else _word(v) for key, v in found.items()}
+
+
+def metrics(row: Row, replicas: Sequence[Row]) -> dict[str, float]:
+    """What is worth a chart by plain names, which MLflow puts first; the rest under detail/."""
+    cap = row["cap"]
+    times = [time for r in replicas if (time := _by(r["grok_step"], cap)) < math.inf]
+    found: dict[str, float | None] = {
+        "grokked": len(times) / len(replicas) if replicas else None,
+        "median_grok_step": stats.median(times, [True] * len(times)) if times else None,
+        "detail/seeds": len(replicas), "detail/grokked_seeds": len(times), "detail/cap": cap,
+        "detail/objective": row["value"],
+    }  # fmt: skip
+    return {key: float(value) for key, value in found.items() if value is not None}
+
+
+def headline(view: SweepView) -> str:
+    """Name of a sweep's run: its id and the answer in some words."""
+    return f"{view.sweep_id}: {text.answer(view).partition(': ')[0]}"[:NAME]
+
+
+def note(view: SweepView) -> str:
+    """Description of a sweep's run in Markdown: question, answer, speed-ups as a table, the whole text below."""
+    parts = [f"### {_markdown(view.question or view.name)}", f"**{_markdown(text.answer(view))}**"]
+    if view.speedups:
+        header, rows = text.speedup_table(view)
+        lines = [header, ["---"] * len(header), *rows]
+        parts.append("\n".join(f"| {' | '.join(_markdown(cell) for cell in line)} |" for line in lines))
+    whole = "\n\n".join(parts)[:NOTE]
+    body = text.render(view).replace("```", "'''")[: max(0, NOTE - len(whole) - 10)]
+    return f"{whole}\n\n```\n{body}\n```" if body else whole
+
+
+def answers(view: SweepView) -> dict[str, float]:
+    """S of every arm in steps and seconds by plain names, the intervals and other clocks under detail/."""
+    found = {}
+    for row in view.speedups:
+        plain = f"S.{row['arm']}.{row['clock']}"
+        found[plain if row["clock"] in ("steps", "seconds") else f"detail/{plain}"] = row["s"]
+        found |= {f"detail/{plain}.{end}": row[end] for end in ("lo", "hi")}
+    return {key: value for key, value in found.items() if math.isfinite(value)}
+
+
+def summary(view: SweepView) -> dict[str, str]:
+    """Tags of a sweep's run: how many arms, what groks soonest and by how much, while there is an answer."""
+    rows = [row for row in text.of_clock(view, "steps") if text.sound(row) and row["lo"] > 1]
+    best = f"{rows[0]['arm']} {ratio(rows[0]['s'], 2)}x" if rows else "none shown"
+    return {"baseline": view.baseline, "outcome": best} if view.speedups else {"baseline": view.baseline}
+
+
+def _by(step: float | None, cap: float) -> float:
+    return math.inf if step is None or step > cap else float(step)
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _markdown(said: str) -> str:
+    """Text that Markdown leaves as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(said.split()))

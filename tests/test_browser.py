@@ -1,0 +1,162 @@
+"""What people look at, in a real browser: Debian's Chromium, headless, driven by Playwright.
+
+Screenshots stay in artifacts/ (which git ignores). Without a Chromium these tests are skipped with a word, and fail
+where CI is set.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grokscale import report
+from grokscale.store import Store
+from tests import synthetic
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install -e '.[dev]'")
+ARTIFACTS = Path(__file__).parent.parent / "artifacts"
+PHONE = {"width": 390, "height": 844}
+A4 = {"width": 680, "height": 960}  # between the page's margins, in CSS pixels
+EVIL = "<script>window.hit = 1</script><img src=x onerror='window.hit = 2'>"
+FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser for all tests here."""
+    program = shutil.which("chromium")
+    if program is None:
+        said = "NOT TESTED IN A BROWSER: no chromium here; apt-get install chromium"
+        pytest.fail(said) if os.environ.get("CI") else pytest.skip(said)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page that was opened, with what its console, its scripts and its requests said."""
+
+    def __init__(self, browser: Any, url: str, viewport: dict[str, int], **options: Any) -> None:
+        self.page = browser.new_page(viewport=viewport, **options)
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(url)
+
+    def overflow(self) -> int:
+        """Pixels by which the document is wider than the window."""
+        return self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+    def boxes(self, what: str) -> list[dict[str, float]]:
+        return [found for one in self.page.locator(what).all() if (found := one.bounding_box()) is not None]
+
+    def keep(self, name: str) -> None:
+        ARTIFACTS.mkdir(exist_ok=True)
+        path = ARTIFACTS / f"{name}.png"
+        self.page.screenshot(path=path, full_page=True)
+        assert path.stat().st_size > 10_000
+
+
+Open = Callable[..., Visit]
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Open]:
+    """Opens a page, and closes it after the test."""
+    opened: list[Visit] = []
+
+    def opens(url: str, viewport: dict[str, int], **options: Any) -> Visit:
+        opened.append(Visit(chromium, url, viewport, **options))
+        return opened[-1]
+
+    yield opens
+    for one in opened:
+        one.page.close()
+
+
+# ---------------------------------------------------------------------------------------------- the report
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Address of the report of a finished sweep whose name and question are an attack."""
+    root = tmp_path_factory.mktemp("report")
+    store = Store(root / "runs")
+    paper = {"id": EVIL, "claim": "speedup", "value": 5.0, "arm": "swift", "source": EVIL}
+    changes = {"name": EVIL, "question": f"Which groks sooner? {EVIL}", "paper": [paper]}
+    synthetic.confirmed(store, experiment=synthetic.EXPERIMENT | changes, git_sha=EVIL)
+    varied(store)
+    path = root / "report.html"
+    path.write_text(report.html(store))
+    return path.as_uri()
+
+
+def varied(store: Store, sweep_id: str = "tiny-0123abcd", arm: str = "swift") -> None:
+    """Adds trials to the search of an arm that differ in their settings, one of them capped."""
+    points = [(0.02, 0.001, 2000.0), (0.04, 0.02, 900.0), (0.08, 0.004, None)]
+    store.append("trials", [
+        {
+            "sweep_id": sweep_id, "arm": arm, "phase": "search", "number": 10 + i, "trial_id": f"v{i}", "seeds": [1],
+            "params_json": synthetic.json.dumps({"lr": lr, "wd": wd}), "state": "ended",
+            "cap": synthetic.HORIZON if steps else 1800, "value": synthetic.math.log(steps or synthetic.HORIZON),
+        }
+        for i, (lr, wd, steps) in enumerate(points)
+    ])  # fmt: skip
+
+
+def test_a_report_on_a_phone(written: str, visit: Open) -> None:
+    seen = visit(written, PHONE)
+    assert seen.errors == [] and seen.requests == [written]
+    assert seen.overflow() == 0
+    figures = seen.boxes("figure > svg")
+    assert len(figures) == 7  # bars, survival, three accuracies, the search and its pairs
+    for box in figures:
+        assert box["width"] > 250 and box["height"] > 100 and box["x"] + box["width"] <= PHONE["width"]
+    smallest = min(box["height"] for box in seen.boxes("figure svg text"))
+    assert smallest >= 7  # letters that can be read
+    assert seen.page.locator("figure.exploratory").count() == 2
+    assert seen.page.locator("figure.exploratory .badge").first.is_visible()
+    seen.keep("report-phone")
+
+
+def test_a_report_says_what_it_was_asked_and_runs_none_of_it(written: str, visit: Open) -> None:
+    seen = visit(written, PHONE)
+    assert seen.page.locator("h1").inner_text() == f"Which groks sooner? {EVIL}"
+    assert seen.page.title().startswith(EVIL)
+    assert seen.page.evaluate("[window.hit === undefined, document.scripts.length, document.images.length]") == [
+        True, 0, 0]  # fmt: skip
+
+
+def test_a_report_is_light_and_dark(written: str, visit: Open) -> None:
+    def shades(scheme: str) -> list[str]:
+        seen = visit(written, {"width": 1200, "height": 800}, color_scheme=scheme)
+        assert seen.errors == [] and seen.overflow() == 0
+        seen.keep(f"report-{scheme}")
+        style = "getComputedStyle(document.querySelector('{}')).{}"
+        return [seen.page.evaluate(style.format("body", name)) for name in ("backgroundColor", "color")] + [
+            seen.page.evaluate(style.format("figure svg text", "fill"))]  # fmt: skip
+
+    assert shades("light") == ["rgb(254, 254, 254)", "rgb(27, 31, 36)", "rgb(27, 31, 36)"]
+    assert shades("dark") == ["rgb(20, 23, 28)", "rgb(232, 234, 237)", "rgb(232, 234, 237)"]
+
+
+def test_a_report_on_paper(written: str, visit: Open) -> None:
+    """Dark on white whatever the screen is like, with every table whole and what is folded away unfolded."""
+    seen = visit(written, A4, color_scheme="dark")
+    assert not seen.page.locator("details pre").is_visible()
+    seen.page.emulate_media(media="print")
+    assert seen.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(254, 254, 254)"
+    assert seen.overflow() == 0
+    for table in seen.boxes("table"):
+        assert table["x"] + table["width"] <= A4["width"]
+    assert seen.page.locator("details pre").is_visible()
+    seen.keep("report-paper")
+    assert seen.page.pdf(format="A4").startswith(b"%PDF")
