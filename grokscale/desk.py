@@ -126,7 +126,7 @@ class _Running:
 class PhaseDesk:
     """Hands out the jobs of a plan; `tuner.Desk` is what Tune's side asks of it.
 
-    worker: what a worker is told besides the job (root, lanes, threads, device, data, metrics).
+    worker: what a worker is told besides the job (root, lanes, threads, device, data, metrics, compile).
     """
 
     plan: Plan

@@ -62,6 +62,8 @@ def examine() -> Iterator[Finding]:
 def _machine() -> Iterator[Finding]:
     import torch
 
+    from grokscale.train import compiler
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding(
         "CPU",
@@ -71,15 +73,7 @@ def _machine() -> Iterator[Finding]:
     )
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield Finding("GPU", None, ", ".join(gpus) or "none visible to torch")
-    compiler = next(
-        (
-            found
-            for name in (os.environ.get("CXX", ""), "g++", "clang++")
-            if name and (found := shutil.which(name))
-        ),
-        None,
-    )
-    yield Finding("C++ compiler", None, compiler or "none: torch runs eagerly")
+    yield Finding("C++ compiler", None, compiler() or "none: resources.compile has no effect")
     free = shutil.disk_usage(tempfile.gettempdir()).free / 2**30
     yield Finding("temporary folder", free > 0.5, f"{tempfile.gettempdir()}, {free:.1f} GiB free")
 

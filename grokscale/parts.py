@@ -40,7 +40,7 @@ def write_part(store: Store, spec: TrialSpec, evaluation: Evaluation, *, device:
     if seen["seed"]:
         every = len(seen["seed"])
         store.append("measures", {"trial_id": [spec.trial_id] * every, "attempt": [attempt] * every, **seen})
-    about = provenance(spec, device)
+    about = provenance(spec, device, compiled=any(row["compiled"] for row in evaluation.replicas()))
     about |= {"attempt": attempt, "wall_s": wall_s, "at": datetime.now(UTC)}
     taken = _by_seed(seen)
     rows = [{**about, **row, "signatures": labels(row, curves, taken[row["seed"]])} for row in evaluation.replicas()]
@@ -83,13 +83,13 @@ def timing_row(
     }  # fmt: skip
 
 
-def provenance(spec: TrialSpec, device: str) -> dict[str, Any]:
+def provenance(spec: TrialSpec, device: str, *, compiled: bool = False) -> dict[str, Any]:
     """The columns of `replicas` that say what ran, on what, with which versions.
 
     numerics: rows of one class may be compared bit for bit, rows of different classes by distribution only. Packs of
     different sizes agree on a CPU (a test holds that), so the lanes are no part of the class there.
     """
-    name = device_name(device)
+    name, how = device_name(device), "compiled" if compiled else "eager"
     return {
         "task": spec.task["name"],
         "model": spec.model["name"],
@@ -99,7 +99,7 @@ def provenance(spec: TrialSpec, device: str) -> dict[str, Any]:
         "device": name,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "numerics": f"{name}/{spec.precision}/eager/torch-{torch.__version__}/{torch.get_num_threads()}t",
+        "numerics": f"{name}/{spec.precision}/{how}/torch-{torch.__version__}/{torch.get_num_threads()}t",
         "git_sha": git_sha(),
         "version": package_version(),
         "host": platform.node(),

@@ -220,9 +220,9 @@ def importances(space: Mapping[str, BaseDistribution], ended: Sequence[Ended]) -
         return {}
     study = optuna.create_study()
     for trial in kept:
-        params = {knob: trial.params[knob] for knob in space}
-        told = optuna.trial.create_trial(value=trial.value, params=params, distributions=dict(space))
-        study.add_trial(told)
+        params = {knob: mirrored(trial.params[knob], range_) for knob, range_ in space.items()}
+        scales = {knob: asked(range_) for knob, range_ in space.items()}
+        study.add_trial(optuna.trial.create_trial(value=trial.value, params=params, distributions=scales))
     found = optuna.importance.PedAnovaImportanceEvaluator().evaluate(study)
     total = sum(found.values())
     ordered = sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))

@@ -33,6 +33,7 @@ def run(
     registry: Registry | None = None,
     store: Store | None = None,
     metrics: Sequence[str] = (),
+    compiled: bool = False,
     say: Callable[[str], None] = lambda line: None,
     at_end: Callable[[Evaluation], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -40,7 +41,7 @@ def run(
 
     store: where finished packs are appended, as a sweep's worker does it; replicas that it holds already are
     taken from there. None: everything is trained and nothing kept.  metrics: measures to take.
-    say: told a line about once a second.
+    compiled: as `train`'s.  say: told a line about once a second.
     at_end: given the last evaluation of every pack; everything is trained then, whatever the store holds.
     """
     torch.set_num_threads(threads)
@@ -53,7 +54,7 @@ def run(
         began = time.monotonic()
         more = again([row for seed in pack if (row := held.get(seed))], metrics)
         run = train(spec, pack, horizon=horizon, until=until, registry=registry, metrics=more.metrics,
-                    at_least=more.at_least)
+                    at_least=more.at_least, compiled=compiled)
         for evaluation in told(run, say):
             if not evaluation.done:
                 continue

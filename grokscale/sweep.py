@@ -12,13 +12,13 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from grokscale import answers, data, search
-from grokscale.control import Stop, SweepInterrupted, locked, logged
+from grokscale.control import Stop, SweepInterrupted, locked, logged, mark_ended
 from grokscale.desk import ArmProgress, Failure, Ledger, PhaseDesk, Phases, Progress
 from grokscale.errors import GrokscaleError
 from grokscale.parts import device_name, package_version
@@ -76,6 +76,8 @@ def run_sweep(
         status = "FAILED"
         try:
             result = sweep.run()
+            if not result.failures:  # the same command tries those again
+                mark_ended(folder, resolved.experiment.to_json())
             status = "FAILED" if result.failures else "FINISHED"
         except SweepInterrupted as stopped:
             status = "KILLED"
@@ -134,7 +136,7 @@ class _Sweep:
         return SweepResult(self.sweep_id, phases.trained, phases.reused, tau, tuple(self.failures))
 
     def _introduce(self) -> None:
-        """The sweep's own row: written once, and again where what may change (trials, seeds, limits) has changed."""
+        """The sweep's own row: written once, and again where a longer sweep or other words are asked for."""
         x = self.experiment
         arms = self.resolved.arms
         spaces = {arm.name: {knob: described(range_) for knob, range_ in arm.space.items()} for arm in arms}
@@ -143,7 +145,7 @@ class _Sweep:
             "horizon": self.resolved.horizon, "experiment_json": x.to_json(), "spaces_json": canonical_json(spaces),
         }  # fmt: skip
         known = self.store.rows("sweeps", sweep_id=self.sweep_id)
-        if not known or any(known[0][name] != value for name, value in row.items()):
+        if not known or _asked(known[0]) != _asked(row):
             self.store.append("sweeps", [{**row, "version": package_version()}])
 
     def _phases(self) -> Iterator[PhaseDesk]:
@@ -176,7 +178,7 @@ class _Sweep:
         worker = {
             "root": self.store.root, "lanes": resources.lanes, "threads": resources.cpus,
             "device": "cuda" if resources.gpus else "cpu", "data": str(data.folder()),
-            "metrics": self.experiment.metrics.during(plan.phase),
+            "metrics": self.experiment.metrics.during(plan.phase), "compile": resources.compile,
         }  # fmt: skip
         log.info("phase %s: %s", plan.phase, dict(plan.sizes))
         return PhaseDesk(plan, self.ledger, horizon, worker, self._heard, self._filed, self.failures)
@@ -338,6 +340,12 @@ class _Sweep:
             self._mirror.close(status, TRACKING_STOPPED_S if status == "KILLED" else TRACKING_S)
             return self._mirror.problem
         return None
+
+
+def _asked(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a sweep's row asks for, without where and with what it is run."""
+    means = ("store", "tracking", "limits", "resources", "cluster")
+    return {key: value for key, value in json.loads(row["experiment_json"]).items() if key not in means}
 
 
 def _comparison(row: dict[str, Any]) -> tuple[Any, ...]:

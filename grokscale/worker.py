@@ -86,6 +86,7 @@ class Work:
         self.seeds = [int(seed) for seed in job["seeds"]]
         self.lanes, self.device = int(config["lanes"]), str(config["device"])
         self.metrics: tuple[str, ...] = tuple(config.get("metrics", ()))
+        self.compiled = bool(config.get("compile", False))
         self.grokked = self.finished = 0
         self._pack: tuple[Checkpoint, Evaluation, float] | None = None  # under way: where it is kept, and how far it is
 
@@ -145,6 +146,7 @@ class Work:
                 registry=entries,
                 metrics=again.metrics,
                 at_least=again.at_least,
+                compiled=self.compiled,
             )
 
         first, evaluations = None, run(state)

@@ -52,7 +52,7 @@ def test_a_final_accuracy_is_a_paired_difference_with_a_margin(store: Store):
     assert (row["arm"], row["baseline"], row["scale"], row["kind"], row["p"]) == (
         "swift", "plain", "difference", "final", 1.0)  # fmt: skip
     assert row["noninferior"] is False and theirs.lo < -0.2
-    assert summary(row) == "+0.0333 [-0.254, +0.32], not shown to lose less than 0.2"
+    assert summary(row) == "+0.0333 [-0.254, +0.32], loss < 0.2 not shown"
 
 
 def test_losses_speak_for_the_arm_where_they_are_lower(store: Store):
@@ -96,7 +96,7 @@ def test_a_ratio_of_zeros_and_a_lost_curve_are_refused_by_name(store: Store):
         asked(store, endpoint)
     store.append("plans", [plan({"plain": "t", "swift": "u"}, [*SEEDS, 14], tau=100, block=1)])
     store.append("replicas", [replica(name, 14, observed_to=100) for name in "tu"])
-    with pytest.raises(GrokscaleError, match="arm 'plain' has no curve for seed 14"):
+    with pytest.raises(GrokscaleError, match="arm 'plain' has no val_acc of seed 14"):
         answers.endpoints(store, "q")
 
 
@@ -115,3 +115,15 @@ def test_the_same_question_gets_the_same_numbers(store: Store):
     one = asked(store, {"name": "final", "metric": "test_acc"}, {"name": "sd_ratio", "metric": "test_loss"})
     assert one == answers.endpoints(Store(store.root), "q")
     assert not any(isinstance(value, float) and math.isnan(value) for row in one for value in row.values())
+
+
+def test_a_measure_is_an_endpoint_too(store: Store):
+    for trial_id, last in (("t", 4.0), ("u", 1.0)):
+        store.append("measures", [
+            {"trial_id": trial_id, "seed": seed, "attempt": "first", "step": step, "measure": name, "value": value}
+            for seed in SEEDS for name, step, value in (("way", 0, 9.0), ("way", 50, last + seed), ("other", 50, None))
+        ])  # fmt: skip
+    (row,) = asked(store, {"name": "final", "measure": "way"})
+    assert (row["metric"], row["value"], row["up"], row["n"]) == ("way", pytest.approx(3), False, 3)
+    with pytest.raises(GrokscaleError, match="arm 'plain' has no gone of seed 11"):
+        asked(store, {"name": "final", "measure": "gone"})

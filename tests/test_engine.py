@@ -15,7 +15,7 @@ from grokscale.models import initial
 from grokscale.rng import generator
 from grokscale.spec import TrialSpec
 from grokscale.tasks.base import Task
-from grokscale.train import Evaluation, lanes_for, next_evaluation, packs, train
+from grokscale.train import Evaluation, compiler, lanes_for, next_evaluation, packs, train
 from tests import reference as ref
 from tests import reference_egd, reference_grokfast
 from tests.trials import FORMS, GROKS, REGISTRY, trial
@@ -392,3 +392,33 @@ def test_an_outer_share_is_held_back_from_training() -> None:
     """60 rows of training data, a quarter of them for the outer loss: 45 remain, two batches of 16 an epoch."""
     spec = trial("pairs-mlp2", "test-look-ahead", every={"epoch": True}, threshold=1.1)
     assert curve(stopped_at(spec, [1, 2], 4), 1)["step"].tolist() == [2, 4]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own inductor
+@pytest.mark.skipif(compiler() is None, reason="no C++ compiler: grokscale trains eagerly here")
+def test_a_compiled_pack_trains_as_the_eager_one_and_says_so() -> None:
+    """Within rounding, in a size that stays when replicas finish; every lane keeps its bits at any place."""
+    spec = trial(GROKS, "egd", precision="fp64", every={"every": 0.02, "min": 10, "examples": 1024})
+    *_, eager = train(spec, [1, 2, 3], horizon=40, registry=REGISTRY)
+    *_, compiled = train(spec, [1, 2, 3], horizon=40, registry=REGISTRY, compiled=True)
+    *_, turned = train(spec, [3, 1, 2], horizon=40, registry=REGISTRY, compiled=True)
+    for name, column in eager.curves().items():
+        assert np.allclose(compiled.curves()[name], column, rtol=1e-9, atol=1e-12), name
+    one, other = (e.curves() for e in (compiled, turned))
+    for seed in (1, 2, 3):
+        a, b = (c["train_loss"][c["seed"] == seed] for c in (one, other))
+        assert np.array_equal(a, b)
+    assert [row["compiled"] for row in compiled.replicas()] == [True] * 3
+    assert {row["lanes"] for row in compiled.replicas()} == {4}
+
+
+@pytest.mark.parametrize("form", ["pairs-mlp2", "tokens-decoder"])
+def test_bf16_rounds_products_and_keeps_parameters_in_float32(form: str) -> None:
+    exact, rounded = (trial(form, "grokfast-ema", precision=p) for p in ("fp32", "bf16"))
+    assert exact.trial_id != rounded.trial_id
+    *_, a = train(exact, [1, 2], horizon=30, registry=REGISTRY)
+    *_, b = train(rounded, [1, 2], horizon=30, registry=REGISTRY)
+    assert {t.dtype for t in b._pack.lanes.stacked["params"].values()} == {torch.float32}
+    left, right = a.curves()["train_loss"], b.curves()["train_loss"]
+    assert not np.array_equal(left, right)
+    assert np.allclose(left, right, rtol=0.05)

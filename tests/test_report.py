@@ -104,7 +104,7 @@ def test_conditions_are_named(full: Store) -> None:
         "on cpu (1 thread)",
     ):
         assert said in page
-    assert "monitor" not in page and "EXPLORATORY" not in page
+    assert "monitor" not in page and "EXPLORATORY: the best trial" not in page
 
 
 def test_a_monitor_on_test_is_marked(store: Store) -> None:

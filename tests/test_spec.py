@@ -14,11 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grokscale.errors import InputError
-from grokscale.spec import Experiment, Resolved, TrialSpec, canonical_json, load, parse, resolve_file, seed_for
+from grokscale.spec import Experiment, Resolved, TrialSpec, canonical_json, parse, seed_for
 from tests.datafiles import write_all
 from tests.fakes import basic, registry
-
-EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.toml"))
 
 
 def resolved(overrides: tuple[str, ...] = (), **changes: Any) -> Resolved:
@@ -344,17 +342,6 @@ def test_experiments_are_frozen_and_travel():
     assert again.model_dump() == x.model_dump()
     assert again.resolve(registry()).sweep_id == x.resolve(registry()).sweep_id
     assert pickle.loads(pickle.dumps(resolved())).sweep_id == resolved().sweep_id
-
-
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_the_experiments_that_ship_resolve(path: Path):
-    from grokscale import registry as real
-
-    x = resolve_file(path, registry=real.load)
-    assert load(path).name == path.stem == x.experiment.name
-    for arm in x.arms:
-        for point in arm.points:
-            assert TrialSpec.from_json(x.trial(arm.name, point).canonical()) == x.trial(arm.name, point)
 
 
 def test_every_real_entry_resolves_with_its_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

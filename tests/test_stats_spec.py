@@ -92,7 +92,9 @@ def test_the_metrics_are_the_columns_of_the_curves():
 
 
 @pytest.mark.parametrize(("endpoint", "said"), [
-    ({"name": "final"}, "endpoint[1].metric: is missing: which curve: train_loss, train_acc"),
+    ({"name": "final"}, "endpoint[1]: needs a metric (train_loss, train_acc"),
+    ({**FINAL, "measure": "age"}, "endpoint[1]: needs a metric (train_loss, train_acc"),
+    ({"name": "final", "measure": "age"}, 'endpoint[1].measure: "age" is not among metrics.names; nothing is allowed'),
     ({"name": "last", "metric": "test_acc"}, "endpoint[1]: needs kind, one of time_to, best, final, area, distance"),
     ({**FINAL, "metric": "tset_acc"}, "endpoint[1].metric: must not be \"tset_acc\"; did you mean 'test_acc'"),
     ({**FINAL, "kind": "finl"}, "endpoint[1].kind: must not be \"finl\"; did you mean 'final'"),

@@ -171,6 +171,30 @@ def test_an_impossible_option_is_named(factory: Callable[..., Task], options: di
 TASKS = registry.load().tasks
 
 
+@pytest.mark.parametrize(
+    ("name", "n", "k", "width", "lr", "wd", "epochs"),
+    [
+        ("parity-400-2", 400, 2, 50, 0.01, 1e-3, 10_100),
+        ("parity", 100, 3, 100, 0.0416239, 1e-2, 2000),
+        ("parity-50-4", 50, 4, 100, 0.0230841, 1e-2, 6000),
+    ],
+)
+def test_parity_presets_are_the_published_ones(
+    name: str, n: int, k: int, width: int, lr: float, wd: float, epochs: int
+) -> None:
+    """The table of methods.md 3.6; rates to three digits, as the paper's text rounds the code's."""
+    entry = TASKS[name]
+    assert (entry.defaults["n"], entry.defaults["k"], entry.defaults["n_train"]) == (n, k, 2000)
+    assert entry.model == {"name": "mlp2", "width": width, "bias": "normal"}
+    settings = dict(entry.optimiser)
+    assert settings.pop("lr") == pytest.approx(lr, rel=1e-3)
+    assert settings == {"name": "sgd", "wd": wd, "decay": "inside", "batch": 32, "drop_last": True}
+    steps = entry.defaults["n_train"] // 32
+    assert steps == 62
+    assert entry.horizon == (epochs * steps if name != "parity" else 100_000)
+    assert entry.defaults["loss"] == "mse", "what the released code computes; hinge is the text's"
+
+
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_entries_are_complete(name: str) -> None:
     entry = TASKS[name]

@@ -19,11 +19,22 @@ ADAM: dict[str, Any] = {"lr": 3e-3, "batch": 32}
 # task -> options, model options and optimiser settings over the entry's presets.
 SMALL: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "parity": ({"n": 10, "k": 2, "n_train": 100, "n_val": 50, "n_test": 50}, {"width": 16}, {"lr": 0.1, "batch": 16}),
+    "parity-400-2": ({"n": 10, "n_train": 100, "n_val": 50, "n_test": 50}, {"width": 16}, {"lr": 0.1, "batch": 16}),
+    "parity-50-4": (
+        {"n": 8, "n_train": 60, "n_val": 50, "n_test": 50, "loss": "hinge"}, {"width": 32}, {"lr": 0.2, "batch": 16}),
     "modular-pairs": ({"p": 7, "op": "div"}, {"width": 32}, {"batch": 8}),
     "modular-tokens": ({"p": 7, "op": "x2+xy+y2"}, DECODER, ADAM),
     "modular-composite": ({"p": 7}, DECODER, ADAM),
-    "modular-composite-5": ({"p": 3}, DECODER, ADAM),
+    "modular-composite-5": ({"p": 3}, {"dim": 32, "heads": 2}, {**ADAM, "lr": 5e-3}),
     "permutations": ({"fraction": 0.02}, DECODER, {**ADAM, "wd": 0.1}),
+    "parity-relabelled": (
+        {"n": 10, "k": 2, "n_train": 100, "n_val": 50, "n_test": 50, "relabel": 500}, {"width": 16},
+        {"lr": 0.1, "batch": 16}),
+    "modular-relabelled": ({"p": 7, "relabel": 500}, {"width": 32}, {"batch": 8}),
+    "modular-curriculum": ({"p": 7, "start": 6, "grow": 20}, {"width": 32}, {"batch": 8}),
+    "sort": ({"values": 5, "length": 3, "rows": 300}, DECODER, ADAM),
+    "reverse": ({"values": 4, "length": 3}, DECODER, ADAM),
+    "reachability": ({"nodes": 4, "edges": 4, "rows": 200}, DECODER, ADAM),
     "toy": ({"eps": 0.1, "n_train": 200, "n_val": 50, "n_test": 50}, {}, {"batch": 200}),
 }
 NAMES = sorted(name for name, t in REGISTRY.tasks.items() if t.factory.__module__.startswith("grokscale.tasks."))
@@ -43,8 +54,8 @@ def test_every_task_is_tried() -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_train_loss_falls(name: str) -> None:
-    spec = trial(tables(name), threshold=1.1, every={"every": 0.0, "min": 50, "examples": 512})
-    looks = list(train(spec, [1, 2], horizon=200, registry=REGISTRY))
+    spec = trial(tables(name), threshold=1.1, every={"every": 0.0, "min": 25, "examples": 512})
+    looks = list(train(spec, [1, 2], horizon=100, registry=REGISTRY))
     loss = np.array([look.metrics["train_loss"] for look in looks])  # (looks, seeds)
     assert np.isfinite(loss).all()
     assert (loss[-1] < 0.9 * loss[0]).all(), loss

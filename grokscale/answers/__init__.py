@@ -3,12 +3,32 @@
 sides      one side of a comparison: an arm's confirmed replicas, and what both sides must share
 compare    S of every arm over the baselines on every clock, the rows of `speedups`
 curves     endpoints of other metrics, a row per endpoint and arm
+papers     published values against our seeds, a row per [[paper]]
+tasks      several sweeps as one answer
 summary    outcomes, medians and delays, a row per arm
+tuning     flags of a search, S against the tuning budget, one-knob slices
 """
 
 from grokscale.answers.compare import compare, compute, speedups
 from grokscale.answers.curves import endpoints
+from grokscale.answers.papers import verdicts
 from grokscale.answers.sides import seeds_of
 from grokscale.answers.summary import arms
+from grokscale.answers.tasks import Across, across
+from grokscale.answers.tuning import budget, flags, importances, slices
 
-__all__ = ["arms", "compare", "compute", "endpoints", "seeds_of", "speedups"]
+__all__ = [
+    "Across",
+    "across",
+    "arms",
+    "budget",
+    "compare",
+    "compute",
+    "endpoints",
+    "flags",
+    "importances",
+    "seeds_of",
+    "slices",
+    "speedups",
+    "verdicts",
+]

@@ -86,7 +86,7 @@ def compare(store: Store, base: tuple[str, str], arm: tuple[str, str]) -> pa.Tab
 def _compare(base: Side, arm: Side, timings: Sequence[Row], block: int, apart: bool) -> Iterator[dict[str, Any]]:
     pairs = paired(base, arm, apart=apart)
     now = datetime.now(UTC)
-    for clock, (of_base, of_arm) in _clocks(base, arm, timings).items():
+    for clock, (of_base, of_arm) in clocks_of(base, arm, timings).items():
         rng = seeded(f"{arm.sweep_id}/{block}/{arm.arm}/{base.arm}/{clock}")
         found = (stats.paired_speedup if pairs else stats.unpaired_speedup)(
             times(base), times(arm), arm.tau, clock_base=of_base, clock_arm=of_arm, rng=rng
@@ -127,9 +127,12 @@ def times(one: Side, column: str = "grok_step") -> list[float]:
 # ------------------------------------------------------------------------------------------------ clocks
 
 
-def _clocks(base: Side, arm: Side, timings: Sequence[Row]) -> dict[str, tuple[stats.Clock | None, stats.Clock | None]]:
+Clocks = tuple[stats.Clock, stats.Clock]
+
+
+def clocks_of(base: Side, arm: Side, timings: Sequence[Row]) -> dict[str, Clocks]:
     """Clock -> steps to its unit for either side; those that cannot be told for both are left out."""
-    found: dict[str, tuple[stats.Clock | None, stats.Clock | None]] = {"steps": (None, None)}
+    found: dict[str, Clocks] = {"steps": (_steps, _steps)}
     if timed := _timed(base.trial_id, arm.trial_id, timings):
         on, off = ([timing[name] for timing in timed] for name in ("seconds_on", "seconds_off"))
         found["seconds"] = _switched(base.rows, on[0], off[0]), _switched(arm.rows, on[1], off[1])
@@ -143,7 +146,7 @@ def clock_of(one: Side, clock: str, timings: Sequence[Row] = ()) -> stats.Clock 
     """Steps (n,) -> `clock` (n,) for one side alone; None where the store cannot tell."""
     match clock:
         case "steps":
-            return lambda steps: steps
+            return _steps
         case "oracle":
             return _oracle(one.rows)
         case "flops":
@@ -151,6 +154,10 @@ def clock_of(one: Side, clock: str, timings: Sequence[Row] = ()) -> stats.Clock 
     if timed := _timed(one.trial_id, one.trial_id, timings):
         return _switched(one.rows, timed[0]["seconds_on"], timed[0]["seconds_off"])
     return None
+
+
+def _steps(steps: stats.Floats) -> stats.Floats:
+    return steps
 
 
 def _switched(rows: Sequence[Row], on: Any, off: Any) -> stats.Clock:

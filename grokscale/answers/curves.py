@@ -44,30 +44,35 @@ def endpoints(store: Store, sweep: str | None = None) -> list[dict[str, Any]]:
 
     pairs = pairs_of(plan, head["baseline"], experiment)
     sides = {arm: side(store, sweep_id, arm, plan) for arm in dict.fromkeys(name for pair in pairs for name in pair)}
-    tables = {arm: store.curves(trial_id=one.trial_id) for arm, one in sides.items()}
     rows = []
     for one in (Endpoint.model_validate(table) for table in experiment["endpoint"]):
-        curves = {arm: _curves(tables[arm], of, one.metric) for arm, of in sides.items()}
+        curves = {arm: _curves(store, of, one) for arm, of in sides.items()}
         for base, arm in pairs:
             paired(sides[base], sides[arm])
             rows.append({
                 "sweep_id": sweep_id, "block": plan["block"], "endpoint": one.name, "kind": one.what,
-                "metric": one.metric, "up": one.up, "arm": arm, "baseline": base,
+                "metric": one.curve, "up": one.up, "arm": arm, "baseline": base,
                 **_row(one, (sides[base], curves[base]), (sides[arm], curves[arm])),
             })  # fmt: skip
     return rows
 
 
-def _curves(table: Any, of: Side, metric: str) -> list[Curve]:
+def _curves(store: Store, of: Side, one: Endpoint) -> list[Curve]:
     """(steps, values) of every seed of a side, in their order; a divergence is a last value that is not finite."""
-    seeds, steps, values = (np.from_dlpack(table[name].combine_chunks()) for name in ("seed", "step", metric))
+    about: dict[str, Any] = {"trial_id": of.trial_id, "seed": list(of.seeds)}
+    if one.measure is not None:
+        table, name = store.measures(**about, measure=one.measure), "value"
+    else:
+        table, name = store.curves(**about), one.curve
+    seeds, steps = (np.array(table[key].to_pylist(), dtype=np.int64) for key in ("seed", "step"))
+    values = np.array([math.nan if value is None else value for value in table[name].to_pylist()], dtype=float)
     found = []
     for row in of.rows:
         mine = np.flatnonzero(seeds == row["seed"])
         if not len(mine):
             raise GrokscaleError(
-                f"{of.sweep_id}: arm '{of.arm}' has no curve for seed {row['seed']}, and pairs are never dropped; "
-                "the store lost it, see `grokscale doctor`"
+                f"{of.sweep_id}: arm '{of.arm}' has no {one.curve} of seed {row['seed']}, and pairs are never dropped; "
+                "run the sweep again if it was asked for since"
             )
         mine = mine[np.argsort(steps[mine], kind="stable")]
         t, v = steps[mine], values[mine]
@@ -92,9 +97,7 @@ def _row(one: Endpoint, base: tuple[Side, list[Curve]], arm: tuple[Side, list[Cu
         ) from None
 
 
-def _time_to(
-    one: Endpoint, tau: int, base: list[Curve], arm: list[Curve], rng: np.random.Generator
-) -> dict[str, Any]:
+def _time_to(one: Endpoint, tau: int, base: list[Curve], arm: list[Curve], rng: np.random.Generator) -> dict[str, Any]:
     assert one.threshold is not None
     x, y = ([ends.time_to(*c, tau, one.threshold, up=one.up) for c in side] for side in (base, arm))
     s = stats.paired_speedup(x, y, tau, rng=rng)
@@ -124,7 +127,7 @@ def _filled(one: Endpoint, base: float, mine: float, found: stats.Interval, p: f
 
 
 def summary(row: Row) -> str:
-    """A row of `endpoints` in words: "+0.012 [+0.004, +0.02], shown to lose less than 0.005"."""
+    """A row of `endpoints` in words: "+0.012 [+0.004, +0.02], loss < 0.005"."""
     lo, hi = row["lo"], row["hi"]
     if row["scale"] == "ratio":
         least = ">= " if row["bound"] == ">=" else ""
@@ -134,5 +137,5 @@ def summary(row: Row) -> str:
         interval = f" [{lo:+.3g}, {hi:+.3g}]" if math.isfinite(hi) else ""
         text = f"{row['value']:+.3g}{interval}"
     if row["noninferior"] is not None:
-        text += f", {'' if row['noninferior'] else 'not '}shown to lose less than {row['margin']:g}"
+        text += f", loss < {row['margin']:g}{'' if row['noninferior'] else ' not shown'}"
     return text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from grokscale.cli import around, reading, service, sweeps  # noqa: F401  (in the order of --help)
+from grokscale.cli import around, keeping, reading, service, sweeps  # noqa: F401  (in the order of --help)
 from grokscale.cli.base import app
 
 __all__ = ["app", "main"]

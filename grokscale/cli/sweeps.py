@@ -146,6 +146,7 @@ def run(
         registry=entries,
         store=opened,
         metrics=resolved.experiment.metrics.names,
+        compiled=resources.compile,
         say=say,
         at_end=None if save_learned is None else lambda end: learned.append(end.learned(chosen[0])),
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grokscale import stats
-from grokscale.report import maps
+from grokscale.report import asked, maps
 from grokscale.report.view import NEVER, OUTCOMES, Row, SweepView, best_trials, collect
 from grokscale.report.words import (
     WIDTH,
@@ -35,6 +35,7 @@ from grokscale.report.words import (
 if TYPE_CHECKING:
     from grokscale.store import Store
 
+BUDGETS = 4  # columns of the table of budgets, besides the defaults and all trials
 Table = tuple[list[str], list[list[str]]]
 CLOCKS = {  # unit, and the words for S above and below 1
     "steps": ("steps", "fewer", "more"),
@@ -66,6 +67,7 @@ def render(view: SweepView) -> str:
     if over := practice_view(view):
         head = f"Speed-up over {over.baseline}, in practice the best of {listing(view.experiment['practice'])}"
         blocks.append(_titled(head, speedup_table(over), "<<><>>>"))
+    blocks += asked.blocks(view.endpoints, view.papers)
     if any(arm.rows for arm in view.arms):
         blocks.append(_titled(f"Outcomes by tau = {number(view.tau)} steps", outcome_table(view), "<>>>>>>"))
         blocks.append(_titled("Medians (Kaplan-Meier)", time_table(view), "<>>>>>"))
@@ -73,6 +75,7 @@ def render(view: SweepView) -> str:
         blocks.append(_settings("Settings", {a.name: a.settings for a in view.arms}, edges(view)))
     if not view.speedups:
         blocks += _exploratory(view)
+    blocks += search_blocks(view)
     lines = []
     for key, text in footer(view):
         lines += textwrap.wrap(f"{key:<11}{text}", WIDTH, subsequent_indent=" " * 11)
@@ -270,24 +273,41 @@ def _settings(title: str, settings: Mapping[str, Mapping[str, Any]], flags: Mapp
 
 
 def edges(view: SweepView) -> dict[str, str]:
-    """Arm -> a flag where a shared knob ended within 5 % of an edge of its range: it may be too narrow."""
-    flags, space = {}, view.experiment.get("space", {})
-    for arm in view.arms:
-        narrow = [key for key, value in arm.params.items() if _at_edge(value, space.get(key))]
-        if narrow:
-            flags[arm.name] = f"range-limited: {', '.join(narrow)}"
-    return flags
+    """Arm -> its flags, range-limited and still improving, in one line."""
+    return {arm: "; ".join(said) for arm, said in view.flags.items()}
 
 
-def _at_edge(value: Any, knob: Mapping[str, Any] | None) -> bool:
-    if knob is None or knob.get("low") is None or not isinstance(value, (int, float)):
-        return False
-    low, high, at = float(knob["low"]), float(knob["high"]), float(value)
-    if not low <= at <= high:
-        return False  # the zero that is asked besides the range
-    if knob.get("log"):
-        low, high, at = math.log(low), math.log(high), math.log(at)
-    return not low + 0.05 * (high - low) < at < high - 0.05 * (high - low)
+def budget_table(view: SweepView) -> Table:
+    """S over the baseline's search by the trials that either may tune with: the defaults, then k doubling to all."""
+    known = sorted({row["k"] for row in view.budget})
+    if len(known) < 2:
+        return [], []
+    kept = [k for k in known if k & (k - 1) == 0][1:][-BUDGETS:]
+    kept += [known[-1]] if known[-1] not in kept else []
+    rows = []
+    for arm in (name for name in view.order() if any(row["arm"] == name for row in view.budget)):
+        mine = {row["k"]: row for row in view.budget if row["arm"] == arm}
+        first = mine[1]["s_asked"]
+        cells = [ratio(mine[k]["s"], 2) if k in mine else "-" for k in kept]
+        rows.append([short(arm), "-" if first is None else ratio(first, 2), *cells])
+    return ["arm", "defaults", *(f"k = {k}" for k in kept)], rows
+
+
+def search_blocks(view: SweepView) -> list[str]:
+    """What tuning did: S by the budget, and which knobs mattered. Exploratory."""
+    blocks = []
+    header, rows = budget_table(view)
+    if rows:
+        head = f"EXPLORATORY: S over {view.baseline} by trials of tuning, on the seeds of the search"
+        blocks.append(_titled(head, (header, rows), "<" + ">" * (len(header) - 1)))
+    if view.importances:
+        width = max(len(short(name)) for name in view.importances) + 2
+        lines = ["EXPLORATORY: share of the search's variance by knob"]
+        for name, shares in view.importances.items():
+            text = ", ".join(f"{knob} {100 * share:.0f} %" for knob, share in shares.items())
+            lines += textwrap.wrap(f"{short(name):<{width}}{text}", WIDTH, subsequent_indent=" " * width)
+        blocks.append("\n".join(lines))
+    return blocks
 
 
 def _exploratory(view: SweepView) -> list[str]:
@@ -296,7 +316,7 @@ def _exploratory(view: SweepView) -> list[str]:
         return [] if view.plan is not None else ["No trial of the search has ended yet."]
     head = "EXPLORATORY: the best trial of each arm's search, on the seeds that chose it"
     settings = {trial["arm"]: json.loads(trial["params_json"]) for trial in best}
-    return [_titled(head, search_table(view), "<>>>"), _settings("Settings (exploratory)", settings, {})]
+    return [_titled(head, search_table(view), "<>>>"), _settings("Settings (exploratory)", settings, edges(view))]
 
 
 def footer(view: SweepView) -> list[tuple[str, str]]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grokscale.answers import seeds_of
+from grokscale import answers
+from grokscale.report import asked
 
 if TYPE_CHECKING:
     from grokscale.store import Store
@@ -70,7 +71,8 @@ class SweepView:
     plan: the newest row of `plans` with "seeds" and "tau", None before the confirmation was planned.
     speedups: the rows of `speedups` that answer that plan, over the baseline; over_practice: those over the
     practice baseline, where that is another arm.  trials: the sweep's rows of `trials`.
-    spaces: arm -> searched knob -> range; {} in a store older than the column.
+    flags: arm -> what makes its search doubtful.  budget: S by trials, as `answers.budget`.  importances: arm -> knob
+    -> share.  endpoints: rows of `answers.endpoints`, or why there are none.  papers: rows of `answers.verdicts`.
     """
 
     sweep_id: str
@@ -84,7 +86,11 @@ class SweepView:
     speedups: Sequence[Row]
     trials: Sequence[Row] = field(repr=False)
     over_practice: Sequence[Row] = ()
-    spaces: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
+    flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    budget: Sequence[Row] = field(default=(), repr=False)
+    importances: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    endpoints: Sequence[Row] | str = ()
+    papers: Sequence[Row] = ()
 
     @property
     def tau(self) -> float:
@@ -117,10 +123,14 @@ def collect(store: Store, sweep: str | None = None) -> SweepView:
         else store.speedups(sweep_id=sweep_id, block=plan["block"], phase="confirm").to_pylist()
     )
     known = _sorted(speedups, "arm", "clock")
+    shares: dict[str, dict[str, float]] = {}
+    for row in answers.importances(store, sweep_id):
+        shares.setdefault(row["arm"], {})[row["knob"]] = row["share"]
     view = SweepView(
         sweep_id, head["name"], head["question"], head["baseline"], head["horizon"],
         json.loads(head["experiment_json"]), plan, (), [r for r in known if r["baseline"] == head["baseline"]], trials,
-        [r for r in known if r["baseline"] != head["baseline"]], json.loads(head["spaces_json"] or "{}"),
+        [r for r in known if r["baseline"] != head["baseline"]], answers.flags(store, sweep_id),
+        answers.budget(store, sweep_id), shares, asked.endpoints(store, sweep_id), answers.verdicts(store, sweep_id),
     )  # fmt: skip
     if plan is None:
         return view
@@ -131,7 +141,7 @@ def collect(store: Store, sweep: str | None = None) -> SweepView:
     arms = []
     for name in [*(n for n in view.order() if n in winners), *sorted(set(winners) - set(view.order()))]:
         winner = winners[name]
-        seeds = seeds_of(plan, name)
+        seeds = answers.seeds_of(plan, name)
         rows = [replicas[key] for seed in seeds if (key := (winner["trial_id"], seed)) in replicas]
         timing = next((t for t in timings if t["trial_id"] == winner["trial_id"]), None)
         arms.append(ArmView(

@@ -68,9 +68,9 @@ def span(values: Sequence[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def short(name: str) -> str:
+def short(name: str, width: int = NAME) -> str:
     """A name that fits into a table: the middle gives way, since both ends tell names apart."""
-    return name if len(name) <= NAME else f"{name[: NAME // 2 - 1]}…{name[-NAME // 2 :]}"
+    return name if len(name) <= width else f"{name[: width // 2 - 1]}…{name[-width // 2 :]}"
 
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]], align: str, limit: int = LIMIT) -> str:

@@ -26,6 +26,7 @@ class Endpoint(Table):
 
     kind: time_to (a sustained threshold), best, final, area (mean over time), distance (of the last value from the
     first), sd_ratio (how much less the last values spread over seeds); left out, the name is the kind.
+    metric or measure: which curve, one of METRICS, or a number among the names of [metrics].
     direction: what is better, up or down; by default up for accuracies, else and for a distance down.
     threshold: of time_to.  margin: in the metric's unit; the arm is no worse if it is shown to lose less than this.
     scale: difference or ratio; by default difference for best, final and area, else ratio.
@@ -33,7 +34,8 @@ class Endpoint(Table):
 
     name: str = Field(pattern=LABEL, description="a label of letters, digits and - _ + . , : =, at most 96")
     kind: Kind | None = None
-    metric: Metric = Field(description=f"which curve: {', '.join(METRICS)}")
+    metric: Metric | None = None
+    measure: str | None = None
     direction: Literal["up", "down"] | None = None
     threshold: Float | None = None
     margin: Annotated[Float, Field(gt=0)] | None = None
@@ -45,6 +47,8 @@ class Endpoint(Table):
         if kind not in KINDS:
             raise complaint(f"needs kind, one of {', '.join(KINDS)}; or one of these as its name")
         wrong = []
+        if (self.metric is None) == (self.measure is None):
+            wrong.append(f"needs a metric ({', '.join(METRICS)}), or a measure that [metrics] names; not both")
         if (kind == "time_to") != (self.threshold is not None):
             wrong.append(
                 "time_to needs a threshold" if kind == "time_to" else f"a threshold is for time_to, not {kind}"
@@ -63,11 +67,16 @@ class Endpoint(Table):
         return self.kind or self.name
 
     @property
+    def curve(self) -> str:
+        """The metric or the measure."""
+        return self.metric or self.measure or ""
+
+    @property
     def up(self) -> bool:
         """Is greater better?"""
         if self.direction:
             return self.direction == "up"
-        return self.metric.endswith("_acc") and self.what != "distance"
+        return self.curve.endswith("_acc") and self.what != "distance"
 
     @property
     def ratio(self) -> bool:
@@ -130,9 +139,12 @@ def check_claims(x: Experiment) -> list[tuple[Path, str]]:
     found += _twice("endpoint", "name", [one.name for one in x.endpoint])
     found += _twice("paper", "id", [one.id for one in x.paper])
     for i, one in enumerate(x.endpoint):
-        if one.metric.startswith("val_") and x.task.validation == 0:
+        if one.measure is not None and one.measure not in x.metrics.names:
+            hint = suggest(one.measure, x.metrics.names)
+            found.append((("endpoint", i, "measure"), f"{shown(one.measure)} is not among metrics.names; {hint}"))
+        if (one.metric or "").startswith("val_") and x.task.validation == 0:
             path = ("endpoint", i, "metric")
-            found.append((path, f"task.validation = 0 leaves no {one.metric}; take test{one.metric[3:]}"))
+            found.append((path, f"task.validation = 0 leaves no {one.metric}; take test_{one.curve[4:]}"))
     for i, one in enumerate(x.paper):
         arm(("paper", i, "arm"), one.arm)
         arm(("paper", i, "against"), one.against)

@@ -213,7 +213,7 @@ class Optimiser(Table):
     batch: Annotated[Int, Field(ge=1)] | None = None
     drop_last: bool | None = None
     warmup: Annotated[Int, Field(ge=0)] | None = None
-    precision: Literal["fp32", "fp64"] | None = None
+    precision: Literal["fp32", "tf32", "bf16", "fp64"] | None = None
 
 
 class Arm(Table):
@@ -339,6 +339,7 @@ class Cluster(Table):
 class Resources(Table):
     """[resources] of one trial: CPUs (threads), GPUs, lanes of a pack at most, devices to share the lanes.
 
+    compile: compile the gradient, where there is a compiler: half a minute a trial, for runs of many minutes.
     memory: what its methods may remember, "8GB"; None is what the machine has.
     """
 
@@ -346,6 +347,7 @@ class Resources(Table):
     gpus: Annotated[Float, Field(ge=0)] = 0.0
     lanes: Annotated[Int, Field(ge=2)] = 32
     devices: Annotated[Int, Field(ge=1)] = 1
+    compile: bool = False
     memory: Annotated[Float, BeforeValidator(_bytes), Field(gt=0)] | None = None
 
     @model_validator(mode="after")

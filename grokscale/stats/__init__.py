@@ -1,7 +1,9 @@
-"""What counts as a speed-up, as pure functions over arrays (evaluation.md section 2). numpy and scipy only.
+"""What counts as a speed-up, as pure functions over arrays (evaluation.md sections 2 to 5). numpy and scipy only.
 
-base       times, horizons, t intervals       survival   Kaplan-Meier, log-rank, shares
-speedup    S on one task                      design     power, Holm
+base       times, horizons, t intervals       endpoints  of curves, where nothing groks
+speedup    S on one task                      across     over tasks: geometric mean, worst, profile
+survival   Kaplan-Meier, log-rank, shares     published  a published value against our seeds
+design     power, Holm, the price of tuning
 
 Everywhere: a time T is in steps unless a clock is given, NaN or inf stands for "never", tau is the horizon,
 and what lies beyond tau is censored. Ratios say "times fewer": S = 2 is half the steps of the baseline.
@@ -23,7 +25,7 @@ from grokscale.stats.base import (
     power_of_two_up,
     welch,
 )
-from grokscale.stats.design import detectable, holm
+from grokscale.stats.design import detectable, expected_best, holm, late_gain
 from grokscale.stats.speedup import (
     EXACT,
     SpeedUp,
@@ -59,10 +61,12 @@ __all__ = [
     "clamped",
     "correlation",
     "detectable",
+    "expected_best",
     "geometric_mean_clamped",
     "holm",
     "kaplan_meier",
     "label_swap",
+    "late_gain",
     "logrank",
     "mean_interval",
     "median",

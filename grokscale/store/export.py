@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from typing import Any
 
 import pyarrow as pa
@@ -14,14 +15,14 @@ FORMATS = ("csv", "json", "parquet")
 
 
 def export(table: pa.Table, form: str) -> bytes:
-    """The table as CSV (null is empty, lists as JSON), JSON (a list of objects) or Parquet."""
+    """The table as CSV (null is empty, lists as JSON), JSON (a list of objects; no NaN there: null) or Parquet."""
     if form == "parquet":
         sink = io.BytesIO()
         pq.write_table(table, sink)
         return sink.getvalue()
     rows = table.to_pylist()
     if form == "json":
-        return (json.dumps(rows, default=str, indent=1) + "\n").encode()
+        return (json.dumps(_finite(rows), default=str, indent=1, allow_nan=False) + "\n").encode()
     if form != "csv":
         raise ValueError(f"form must be one of {', '.join(FORMATS)}, got {form!r}")
     out = io.StringIO()
@@ -33,3 +34,11 @@ def export(table: pa.Table, form: str) -> bytes:
 
 def _cell(value: Any) -> Any:
     return json.dumps(value, default=str) if isinstance(value, (list, dict)) else value
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

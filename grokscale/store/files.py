@@ -1,6 +1,6 @@
 """The files of the store: written whole or not at all, read without trusting them.
 
-A file is called <unix ns>-<uuid>.parquet and never changes. Locally it is written under a temporary name in
+A part is called <unix ns>-<uuid>.parquet and never changes. Locally it is written under a temporary name in
 the same folder, synced and renamed; on an object store it is one PUT. So a reader sees a whole file or
 none, and two writers never meet. Files vanish only when the store is compacted.
 """
@@ -12,41 +12,36 @@ import os
 import re
 import time
 import uuid
-import warnings
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from grokscale.errors import GrokscaleError
+from grokscale.store import objects
 from grokscale.store.schemas import SCHEMA_VERSION, SCHEMAS, conform
 
-_NAME = re.compile(r"\d{19,20}-[0-9a-f]{32}\.parquet")
-_TRIES = 5  # a listing goes stale only when the store is compacted meanwhile
+PART = re.compile(r"(\d{19,20})-[0-9a-f]{32}\.parquet")
 _READERS = 8
 _LARGE = 500  # rows; below, compression saves nothing and makes reading three times as slow
+Stat = tuple[int, int]  # size, mtime in ns
 
 
 class StoreWarning(UserWarning):
     """A reader of the store skipped a file: torn, foreign, or of another table. Nothing is ever deleted."""
 
 
-@dataclass
-class Listing:
-    """What a reader knows of one table's folder: files never change, so none is read twice.
-
-    skipped: name -> (size, mtime) of a file that was skipped; it gets another chance should these change.
-    """
-
-    read: set[str] = field(default_factory=set)
-    skipped: dict[str, tuple[int, int]] = field(default_factory=dict)
+class NewerSchema(GrokscaleError):
+    """A file was written by a grokscale whose tables have columns that this one does not know."""
 
 
 class Files:
-    """The files under one root, local or on an object store.
+    """The files under one root, local or on an object store. Paths are relative to the root, with slashes.
 
     root: a path (made absolute at once) or a URI such as s3://bucket/folder, file:///folder.
     filesystem: the pyarrow file system that `root` is a path of, where a URI cannot say all that is needed.
@@ -55,6 +50,7 @@ class Files:
     def __init__(self, root: str | Path, filesystem: pafs.FileSystem | None = None) -> None:
         self.local: Path | None = None
         self.root = str(root).rstrip("/")
+        self._objects: Any = None
         if filesystem is not None:
             self.fs, self._path = filesystem, self.root
             return
@@ -71,84 +67,113 @@ class Files:
             self.local = Path(self._path).expanduser().resolve()
             self.root = self._path = str(self.local)
 
+    def full(self, path: str) -> str:
+        """The path as `fs` wants it."""
+        return f"{self._path}/{path}"
+
+    # ---------------------------------------------------------------------------------------- changes
+
     def write(self, table: str, rows: pa.Table) -> str:
-        """Adds one file with these rows to the table's folder; on the disk when this returns. Its name."""
-        metadata = {"grokscale.table": table, "grokscale.schema": str(SCHEMA_VERSION)}
-        rows = rows.replace_schema_metadata(metadata)
-        buffer = io.BytesIO()
-        large = rows.num_rows > _LARGE
-        pq.write_table(
-            rows, buffer, compression="zstd" if large else "none", use_dictionary=large, write_page_checksum=True
-        )
+        """Adds one part with these rows to the table's folder; on the disk when this returns. Its name."""
         name = f"{time.time_ns():019d}-{uuid.uuid4().hex}.parquet"
-        try:
-            if self.local is not None:
-                _publish(self.local / table, name, buffer.getbuffer())
-            else:
-                with self.fs.open_output_stream(f"{self._path}/{table}/{name}") as stream:
-                    stream.write(buffer.getbuffer())
-        except OSError as error:
-            raise GrokscaleError(f"{self.root}/{table}: cannot write to the store: {error}") from error
+        large = rows.num_rows > _LARGE
+        self.put(f"{table}/{name}", encode(table, rows, compression="zstd" if large else "none", use_dictionary=large))
         return name
 
-    def read(self, table: str, known: Listing) -> tuple[list[pa.Table], bool]:
-        """The tables in the files that `known` has not read yet, oldest first, and whether to forget others.
-
-        Forget: a file that was read has vanished, so the store was compacted, and `known` starts afresh.
-        """
-        keep, afresh = known.read, False
-        for _ in range(_TRIES):
-            found = self._list(table)
-            if not keep <= found.keys():
-                keep, afresh = set(), True
-            new = sorted(n for n in found if n not in keep and known.skipped.get(n) != found[n])
-            try:
-                results = self._read_all(table, new)
-            except FileNotFoundError:
-                keep, afresh = set(), True
-                continue
-            reasons = {n: result for n, result in results.items() if isinstance(result, str)}
-            known.skipped.update({n: found[n] for n in reasons})
-            known.read = keep | (results.keys() - reasons.keys())
-            if reasons:
-                listed = "; ".join(f"{n} ({reason})" for n, reason in reasons.items())
-                warnings.warn(f"{self.root}/{table}: skipped {listed}", StoreWarning, stacklevel=4)
-            return [result for result in results.values() if isinstance(result, pa.Table)], afresh
-        raise GrokscaleError(f"{self.root}/{table}: files vanish while they are read; what deletes them?")
-
-    def _list(self, table: str) -> dict[str, tuple[int, int]]:
-        selector = pafs.FileSelector(f"{self._path}/{table}", allow_not_found=True)
+    def put(self, path: str, data: memoryview | bytes) -> None:
+        """Writes a new file, whole or not at all; on the disk when this returns."""
         try:
-            infos = self.fs.get_file_info(selector)
+            if self.local is not None:
+                _publish(self.local / path, data, lambda temporary, final: temporary.rename(final))
+            else:
+                with self.fs.open_output_stream(self.full(path)) as stream:
+                    stream.write(data)
         except OSError as error:
-            raise GrokscaleError(f"{self.root}/{table}: cannot list the store: {error}") from error
-        # Folders hold logs (sweeps/<sweep_id>/); .<name>.tmp is an append under way, or one that was killed.
+            raise GrokscaleError(f"{self.root}/{path}: cannot write to the store: {error}") from error
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Writes a file only if there is none of this name: of several writers exactly one gets True."""
+        try:
+            if self.local is not None:
+                _publish(self.local / path, data, lambda temporary, final: os.link(temporary, final))
+                return True
+            if self._objects is None:
+                self._objects = objects.open_bucket(self.root)
+            return objects.create(self._objects, f"{self._path}/{path}".partition("/")[2], data)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise GrokscaleError(f"{self.root}/{path}: cannot write to the store: {error}") from error
+
+    def delete(self, path: str) -> None:
+        """Takes a file away; it may have gone already."""
+        try:
+            with suppress(FileNotFoundError):
+                self.fs.delete_file(self.full(path))
+        except OSError as error:
+            raise GrokscaleError(f"{self.root}/{path}: cannot delete: {error}") from error
+
+    def move(self, path: str, to: str) -> None:
+        """Gives a file another place, and its folder where there is none; a copy first on object stores."""
+        try:
+            if self.local is not None:
+                (self.local / to).parent.mkdir(parents=True, exist_ok=True)
+            self.fs.move(self.full(path), self.full(to))
+        except OSError as error:
+            raise GrokscaleError(f"{self.root}/{path}: cannot move to {to}: {error}") from error
+
+    # ---------------------------------------------------------------------------------------- reading
+
+    def list(self, folder: str, *, hidden: bool = False) -> dict[str, Stat]:
+        """The files of a folder, not of those in it.  hidden: also names that begin with a dot."""
+        selector = pafs.FileSelector(self.full(folder), allow_not_found=True)
+        try:
+            try:
+                infos = self.fs.get_file_info(selector)
+            except FileNotFoundError:  # the folder was made between two looks of pyarrow's own
+                infos = self.fs.get_file_info(selector)
+        except OSError as error:
+            raise GrokscaleError(f"{self.root}/{folder}: cannot list the store: {error}") from error
+        # .<name>.tmp is an append under way, or one that was killed.
         return {
             info.base_name: (info.size or 0, info.mtime_ns or 0)
             for info in infos
-            if info.type == pafs.FileType.File and not info.base_name.startswith(".")
+            if info.type == pafs.FileType.File and (hidden or not info.base_name.startswith("."))
         }
 
-    def _read_all(self, table: str, names: list[str]) -> dict[str, pa.Table | str]:
-        if len(names) < _READERS:
-            return {name: self._read_one(table, name) for name in names}
-        with ThreadPoolExecutor(_READERS) as pool:
-            return dict(zip(names, pool.map(lambda name: self._read_one(table, name), names), strict=True))
+    def there(self, paths: Iterable[str]) -> bool:
+        """Whether all of these files are there."""
+        found = self.fs.get_file_info([self.full(path) for path in paths])
+        return all(info.type == pafs.FileType.File for info in found)
 
-    def _read_one(self, table: str, name: str) -> pa.Table | str:
-        """The file's rows, or why it cannot be one of ours.
-
-        Not getting its bytes at all is an error: a network that is down must not look like an empty store.
-        """
-        if not _NAME.fullmatch(name):
-            return "not a name that the store gives"
+    def load(self, path: str) -> bytes:
+        """The bytes of a file. Raises FileNotFoundError where it is gone."""
         try:
-            with self.fs.open_input_stream(f"{self._path}/{table}/{name}") as stream:
-                data = stream.read()
+            with self.fs.open_input_stream(self.full(path)) as stream:
+                return stream.read()
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise GrokscaleError(f"{self.root}/{table}/{name}: cannot read: {error}") from error
+            raise GrokscaleError(f"{self.root}/{path}: cannot read: {error}") from error
+
+    def parts(self, table: str, names: list[str], *, whole: bool = False) -> dict[str, pa.Table | str]:
+        """What `part` says of each, several at a time."""
+        if len(names) < _READERS:
+            return {name: self.part(table, name, whole=whole) for name in names}
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = pool.map(lambda name: self.part(table, name, whole=whole), names)
+            return dict(zip(names, found, strict=True))
+
+    def part(self, table: str, name: str, *, whole: bool = False) -> pa.Table | str:
+        """The rows of one part, or why it cannot be one of ours.
+
+        whole: a file with columns that this version does not know is not read either.
+        Not getting its bytes at all is an error: a network that is down must not look like an empty store.
+        Raises FileNotFoundError, GrokscaleError, NewerSchema.
+        """
+        if not PART.fullmatch(name):
+            return "not a name that the store gives"
+        data = self.load(f"{table}/{name}")
         try:
             rows = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -156,27 +181,48 @@ class Files:
         owner = (rows.schema.metadata or {}).get(b"grokscale.table", b"").decode(errors="replace")
         if owner != table:
             return f"a file of table '{owner}'" if owner in SCHEMAS else "not written by grokscale"
+        self.check_version(f"{table}/{name}", rows.schema)
+        unknown = [column for column in rows.column_names if column not in SCHEMAS[table].names]
+        if whole and unknown:
+            return f"columns that this version does not know: {', '.join(unknown)}"
         try:
             return conform(table, rows)
         except ValueError as error:
             return str(error)
 
+    def check_version(self, path: str, schema: pa.Schema) -> None:
+        """Raises NewerSchema for a file with columns from the future: left out, they would be lost for good."""
+        version = (schema.metadata or {}).get(b"grokscale.schema", b"0").decode(errors="replace")
+        if version.isdecimal() and int(version) > SCHEMA_VERSION:
+            raise NewerSchema(
+                f"{self.root}/{path}: written by a newer grokscale (tables of version {version}, this one knows "
+                f"up to {SCHEMA_VERSION}); update grokscale to use this store"
+            )
 
-def _publish(folder: Path, name: str, data: memoryview) -> None:
+
+def encode(table: str, rows: pa.Table, **options: Any) -> memoryview:
+    """The rows as the bytes of a Parquet file that says which table and version it is of."""
+    metadata = {"grokscale.table": table, "grokscale.schema": str(SCHEMA_VERSION)}
+    buffer = io.BytesIO()
+    pq.write_table(rows.replace_schema_metadata(metadata), buffer, write_page_checksum=True, **options)
+    return buffer.getbuffer()
+
+
+def _publish(final: Path, data: memoryview | bytes, place: Callable[[Path, Path], object]) -> None:
+    folder = final.parent
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         _sync(folder.parent)
-    temporary = folder / f".{name}.tmp"
+    temporary = folder / f".{final.name}.{uuid.uuid4().hex[:8]}.tmp"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(descriptor)
-        temporary.rename(folder / name)
-    except BaseException:
+        place(temporary, final)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     _sync(folder)
 
 

@@ -81,21 +81,45 @@ def distinct(name: str, table: pa.Table) -> pa.Table:
     if not table.num_rows:
         return table
     rule = RULES[name]
-    keys = [_sortable(table[key]) for key in rule.keys]
     best, ways = [], []
     for column in rule.best:
         values = table[column.lstrip("-")]
         best.append(_ranks(values, RANKS[column]) if column in RANKS else values)
         ways.append("descending" if column.startswith("-") else "ascending")
-    names = [f"c{i}" for i in range(len(keys) + len(best))]
-    sorting = pa.Table.from_arrays([*keys, *best], names=names)
-    ways = ["ascending"] * len(keys) + ways
-    order = _pc.sort_indices(sorting, sort_keys=list(zip(names, ways, strict=True)))
-    rows = np.from_dlpack(order).astype(np.int64)
-    same, _ = _codes(sorting, sorting.slice(0, 0), names[: len(keys)])
+    keys = [_sortable(table[key]) for key in rule.keys]
+    rows = _order([*keys, *best], ["ascending"] * len(keys) + ways)
+    sorting = pa.Table.from_arrays(keys, names=list(rule.keys))
+    same, _ = _codes(sorting, sorting.slice(0, 0), rule.keys)
     new = np.ones(table.num_rows, dtype=bool)
     new[1:] = same[rows][1:] != same[rows][:-1]
     return take(table, rows[new])
+
+
+def overlay(name: str, base: pa.Table, rows: pa.Table) -> pa.Table:
+    """`distinct` of both, where each of the two is distinct and in order already."""
+    if not rows.num_rows or not base.num_rows:
+        return base if not rows.num_rows else rows
+    key = RULES[name].keys[0]
+    hit = _pc.is_in(base[key], value_set=unique(rows, key))
+    contested = distinct(name, pa.concat_tables([base.filter(hit), rows]).combine_chunks())
+    rest = base.filter(_pc.invert(hit))
+    if not rest.num_rows:
+        return contested
+    both = pa.concat_tables([rest, contested]).combine_chunks()
+    keys = [_sortable(both[key]) for key in RULES[name].keys]
+    return take(both, _order(keys, ["ascending"] * len(keys)))
+
+
+def unique(rows: pa.Table, key: str) -> pa.Array:
+    """The different values of a column."""
+    return _pc.unique(rows[key])
+
+
+def _order(columns: list[Any], ways: list[str]) -> _Ints:
+    names = [f"c{i}" for i in range(len(columns))]
+    table = pa.Table.from_arrays(columns, names=names)
+    order = _pc.sort_indices(table, sort_keys=list(zip(names, ways, strict=True)))
+    return np.from_dlpack(order).astype(np.int64)
 
 
 def _sortable(column: pa.ChunkedArray) -> Any:

@@ -83,6 +83,9 @@ def _schema(columns: str) -> pa.Schema:
 
 SCHEMAS: dict[str, pa.Schema] = {table: _schema(columns) for table, columns in _COLUMNS.items()}
 
+LARGE = ("curves", "measures")  # many rows per replica, of the attempt that counts
+ATTEMPT = ("trial_id", "seed", "attempt")  # what ties them to it
+
 
 @dataclass(frozen=True)
 class Rule:

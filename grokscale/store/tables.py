@@ -5,17 +5,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from grokscale.errors import GrokscaleError, InputError, suggest
-from grokscale.store.files import Files, Listing
-from grokscale.store.relations import JOINED, distinct, join, matching, per_seed, select, to_rows
-from grokscale.store.schemas import SCHEMAS, Rows, to_table
+from grokscale.store.files import Files
+from grokscale.store.generations import nothing
+from grokscale.store.reading import TRIES, Reader, Scan
+from grokscale.store.relations import JOINED, join, matching, per_seed, select, to_rows
+from grokscale.store.schemas import ATTEMPT, LARGE, RULES, SCHEMAS, Rows, to_table
 
-LARGE = ("curves", "measures")  # many rows per replica, of the attempt that counts
+if TYPE_CHECKING:
+    from grokscale.store.check import Finding
+    from grokscale.store.compact import Compacted
+
+GRACE = 3600.0  # s that merged-away files stay: longer than any one reading, and than network file systems cache
+CHECK_GRACE = 24 * 3600.0  # s; a pack's curves are written before its replicas, and by a slow machine
 
 
 class Store:
@@ -29,9 +36,7 @@ class Store:
         self._files = Files(root, filesystem)
         self._filesystem = filesystem
         self._lock = threading.RLock()
-        self._known: dict[str, Listing] = {}
-        self._rows: dict[str, pa.Table] = {}
-        self._distinct: dict[str, pa.Table] = {}
+        self._readers = {table: Reader(self._files, table, keep=table not in LARGE) for table in SCHEMAS}
 
     def __repr__(self) -> str:
         return f"Store({self.root!r})"
@@ -95,7 +100,7 @@ class Store:
         if table not in ("replicas", *LARGE) or not filters.keys() & set(JOINED):
             return select(table, self._read(table, filters), filters)
         of_trial = {name: filters.pop(name) for name in JOINED if name in filters}
-        seeds = per_seed(select("trials", self._read("trials"), of_trial))
+        seeds = per_seed(select("trials", self._read("trials", of_trial), of_trial))
         if "trial_id" not in filters:
             filters["trial_id"] = set(seeds["trial_id"].to_pylist())
         return join(seeds, select(table, self._read(table, filters), filters))
@@ -158,39 +163,58 @@ class Store:
         from grokscale.store.sql import run  # DuckDB is only loaded by who asks
 
         # Anything that could reach a large table says so; others are spared them.
-        spared = {name for name in LARGE if name not in query.lower() and "query" not in query.lower()}
-        tables = {name: _nothing(name) if name in spared else self._read(name) for name in SCHEMAS}
-        return run(query, tables, memory=memory)
+        said = query.lower()
+        computed = "query" in said or "serialized" in said  # functions that take the name of a view as a text
+        spared = {name for name in LARGE if name not in said and not computed}
+        for _ in range(TRIES):
+            with self._lock:
+                scans = {
+                    name: Scan(rows=nothing(name)) if name in spared else self._readers[name].scan() for name in SCHEMAS
+                }
+            try:
+                return run(query, self._files, scans, memory=memory)
+            except (FileNotFoundError, InputError):
+                if self._files.there(piece for scan in scans.values() for piece in scan.pieces):
+                    raise
+        raise GrokscaleError(f"{self.root}: files vanish while a query reads them; compact with a longer grace")
+
+    def compact(self, tables: Iterable[str] = tuple(SCHEMAS), *, grace: float = GRACE) -> list[Compacted]:
+        """Merges the parts of each table into larger, sorted files, while others append and read.
+
+        grace: seconds for which merged-away files stay, for readers with an older listing.
+        Says per table what was done; safe to kill and to run twice. Raises GrokscaleError.
+        """
+        from grokscale.store.compact import compact  # only who compacts loads it
+
+        names = [_known_table(table) for table in tables]
+        return [compact(self._files, table, grace=grace) for table in names]
+
+    def check(self, *, repair: bool = False, grace: float = CHECK_GRACE) -> list[Finding]:
+        """What is in the tables' folders and should not be, or should be and is not.
+
+        repair: set it aside, in quarantine/ under the root; nothing is ever deleted.
+        grace: seconds that a file may look unfinished, because its writer may still be at work.
+        """
+        from grokscale.store.check import check
+
+        return check(self._files, repair=repair, grace=grace)
 
     def _sweeps(self) -> pa.Table:
         return self._read("sweeps").sort_by([("at", "ascending"), ("sweep_id", "ascending")])
 
     def _read(self, table: str, filters: Mapping[str, Any] | None = None) -> pa.Table:
-        if table in LARGE:
-            narrow = {name: value for name, value in (filters or {}).items() if name in ("trial_id", "seed")}
-            return self._read_large(table, narrow)
-        with self._lock:
-            known = self._known.setdefault(table, Listing())
-            new, afresh = self._files.read(table, known)
-            if new or afresh or table not in self._rows:
-                old = [] if afresh or table not in self._rows else [self._rows[table]]
-                rows = pa.concat_tables([_nothing(table), *old, *new]).combine_chunks()
-                self._rows[table], self._distinct[table] = rows, distinct(table, rows)
-            return self._distinct[table]
+        """The rows that count, at least those that the filters select.
 
-    def _read_large(self, table: str, narrow: Mapping[str, Any]) -> pa.Table:
-        """Curves and measures are too many to keep, so they are read anew each time; only `skipped` is remembered.
-
-        Replicas are read first: a worker writes a replica's curve before its row, so every row has its curve.
+        Replicas are read before the large tables: a worker writes these first, so every replica has its curve.
         """
-        replicas = self._read("replicas")
+        narrow = {name: value for name, value in (filters or {}).items() if name in RULES[table].keys}
         with self._lock:
-            known = self._known.setdefault(table, Listing())
-            known.read.clear()
-            parts, _ = self._files.read(table, known)
-        kept = [select(table, part, narrow) for part in parts]
-        rows = pa.concat_tables([_nothing(table), *kept]).combine_chunks()
-        return distinct(table, matching(rows, replicas, ("trial_id", "seed", "attempt")))
+            if table not in LARGE:
+                return self._readers[table].rows(narrow)
+            of_replica = {name: value for name, value in narrow.items() if name in ("trial_id", "seed")}
+            replicas = select("replicas", self._readers["replicas"].rows(of_replica), of_replica)
+            rows = self._readers[table].rows(of_replica)
+        return matching(rows, replicas, ATTEMPT)
 
 
 def _reopen(root: str, filesystem: pafs.FileSystem | None) -> Store:
@@ -202,6 +226,3 @@ def _known_table(name: str) -> str:
         raise GrokscaleError(f"no table '{name}'; {suggest(name, SCHEMAS)}")
     return name
 
-
-def _nothing(table: str) -> pa.Table:
-    return pa.Table.from_batches([], SCHEMAS[table])  # `empty_table` would import pandas, see relations.py

@@ -50,6 +50,8 @@ class Task:
     loss(out, y) -> 0-d tensor, differentiable.  correct(out, y) -> (B,) bool.  outputs: width of the model's output.
     labels(y, step) -> y of that step (any leading axes), for a task whose labels change while it trains: `splits` then
     holds what the labels are made of. None: y is the label.
+    moving: what is asked changes while it trains. Nothing is then learned for good: no accuracy counts as a crossing,
+    and replicas are watched to the horizon.
     Tensors that do not depend on the seed should be the same object for every seed: a pack then holds them once.
     """
 
@@ -59,6 +61,7 @@ class Task:
     loss: Callable[[Tensor, Tensor], Tensor]
     correct: Callable[[Tensor, Tensor], Tensor]
     labels: Callable[[Tensor, int], Tensor] | None = None
+    moving: bool = False
 
 
 def training_rows(fraction: float, rows: int) -> int:

@@ -66,4 +66,14 @@ TASKS = [
         "parity", "y = x_1 ... x_k among n signs", "EGD, arXiv 2510.04930; Barak et al. 2022",
         parity, DEFAULTS, horizon=100_000, model=MODEL, optimiser=OPTIMISER,
     ),
+    # The paper's other sizes have their own widths and rates; the horizons are its epochs of 62 steps.
+    TaskEntry(
+        "parity-400-2", "parity of 2 among 400 signs, as published", "EGD, arXiv 2510.04930",
+        parity, {**DEFAULTS, "n": 400, "k": 2}, horizon=626_200, model={**MODEL, "width": 50},
+        optimiser={**OPTIMISER, "lr": 0.01, "wd": 1e-3},
+    ),
+    TaskEntry(
+        "parity-50-4", "parity of 4 among 50 signs, as published", "EGD, arXiv 2510.04930",
+        parity, {**DEFAULTS, "n": 50, "k": 4}, horizon=372_000, model=MODEL, optimiser={**OPTIMISER, "lr": 0.0231},
+    ),
 ]

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from grokscale.train.lanes import Lanes, lanes_for
 from grokscale.train.pack import METRICS, Evaluation, next_evaluation
-from grokscale.train.program import Program
+from grokscale.train.program import Program, compiler
 from grokscale.train.run import packs, timing, train
 
-__all__ = ["METRICS", "Evaluation", "Lanes", "Program", "lanes_for", "next_evaluation", "packs", "timing", "train"]
+__all__ = [
+    "METRICS", "Evaluation", "Lanes", "Program", "compiler", "lanes_for", "next_evaluation", "packs", "timing", "train",
+]  # fmt: skip

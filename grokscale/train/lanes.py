@@ -93,8 +93,9 @@ class Lanes:
         inner, outer = self._gather(self.splits["train"], batch), self._gather(self.outer, None)
         data = self._labelled(inner, step), self._labelled(outer, step)
         test = self._test_rows(step) if look else ()
-        params, state, kept, loss, seen = vmap(partial(program.step, step=step, look=look))(
-            now["params"], state, self._kept(), *data, test, now["val_accuracy"], noise)
+        grads, loss = program.gradient(now["params"], data[0])
+        params, state, kept, seen = vmap(partial(program.step, step=step, look=look))(
+            now["params"], grads, state, self._kept(), *data, test, now["val_accuracy"], noise)
         lost = torch.where(torch.isfinite(loss), NEVER, step)
         self.stacked = {"params": params, "state": pytree.tree_leaves(state), "kept": pytree.tree_leaves(kept),
                         "val_accuracy": now["val_accuracy"], "diverged": torch.minimum(now["diverged"], lost)}

@@ -117,7 +117,7 @@ class Pack:
         evaluation = Evaluation(
             self.step, self.seeds, metrics, np.array([seed in self.ended for seed in self.seeds]), self.done, self)
         left = [seed for seed in alive if seed not in self.ended]
-        if left and lanes_for(len(left)) < len(self.lanes.lanes):
+        if left and not self.program.compiled and lanes_for(len(left)) < len(self.lanes.lanes):
             self._build(left, self.lanes.take([alive[seed] for seed in left]))
         return evaluation
 
@@ -125,7 +125,9 @@ class Pack:
 
     def _build(self, seeds: list[int], stacked: dict[str, Any] | None) -> None:
         """Lanes for `seeds`, the first repeated up to the next size; `stacked` has one row per seed."""
-        lanes = list(range(len(seeds))) + [0] * (lanes_for(len(seeds)) - len(seeds))
+        # A compiled pack keeps its size: another one would be compiled anew.
+        size = self.widest if self.program.compiled else lanes_for(len(seeds))
+        lanes = list(range(len(seeds))) + [0] * (size - len(seeds))
         if stacked is not None:
             index = torch.tensor(lanes)
             stacked = pytree.tree_map(lambda t: t.index_select(0, index.to(t.device)), stacked)
@@ -153,7 +155,7 @@ class Pack:
         full = {name: torch.full((count,), examples is None) for name in ("val", "test")}
         for name in names[1:] if examples is not None else ():
             # A lane whose sample has just crossed the threshold is looked at on the full split instead.
-            crossed = (seen[name][1] >= spec.threshold) & ~self._above(name)
+            crossed = (seen[name][1] >= self.program.threshold) & ~self._above(name)
             if bool(crossed.any()):
                 seen[name] = torch.where(crossed, torch.stack(lanes.accuracy(name, None, self.step)), seen[name])
                 full[name] = crossed.cpu()
@@ -168,7 +170,7 @@ class Pack:
         """(L,) bool: was the accuracy on a split at or above the threshold at the evaluation before."""
         column = 1 + METRICS.index(f"{name}_acc")
         past = [self.history[self.lanes.seeds[i]] for i in self.lanes.lanes]
-        above = [bool(rows) and rows[-1][column] >= self.program.spec.threshold for rows in past]
+        above = [bool(rows) and rows[-1][column] >= self.program.threshold for rows in past]
         return torch.tensor(above, device=self.program.device)
 
     def _judge(self, seed: int, lane: int, row: list[float] | None) -> bool:
@@ -180,7 +182,7 @@ class Pack:
         if row is not None:
             self.history[seed].append(row)
         if self.step >= self.at_least and finished(
-                self._curve(seed), threshold=self.program.spec.threshold, step=self.step, horizon=self.horizon,
+                self._curve(seed), threshold=self.program.threshold, step=self.step, horizon=self.horizon,
                 until=self.until):
             self.ended[seed] = self._end()
         return seed in self.ended
@@ -216,7 +218,8 @@ class Pack:
             curve = self._curve(seed)
             end = self.ended.get(seed) or self._end()
             outcome = judge(
-                curve, threshold=spec.threshold, observed_to=end["observed_to"], diverged_step=end["diverged"])
+                curve, threshold=self.program.threshold, observed_to=end["observed_to"],
+                diverged_step=end["diverged"])
             upto = outcome.grok_step if outcome.grok_step is not None else end["observed_to"]
             rows.append({
                 "trial_id": spec.trial_id, "seed": seed, **outcome._asdict(),
@@ -225,7 +228,7 @@ class Pack:
                 "oracle_per_step": self.lanes.oracle, "labels": self.lanes.labels,
                 "params": sum(p.numel() // p.shape[0] for p in self.lanes.stacked["params"].values()),
                 "threshold": spec.threshold, "monitor": spec.monitor, "precision": spec.precision,
-                "lanes": self.widest, "compiled": False, "measured": ",".join(self.program.probes),
+                "lanes": self.widest, "compiled": self.program.compiled, "measured": ",".join(self.program.probes),
                 "flops_per_step": self.lanes.flops_per_step, "method_flops": self.program.method_flops,
             })
         return rows

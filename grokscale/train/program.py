@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, grad_and_value
+from torch.func import functional_call, grad, grad_and_value, vmap
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,7 +26,13 @@ from grokscale.spec import TrialSpec
 from grokscale.tasks.base import Split, Splits, Task
 from grokscale.transform import Transform, chain, optimiser
 
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of parameters
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile would use on the CPU; None without one."""
+    names = [os.environ.get("CXX", ""), "g++", "clang++"]
+    return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
 class Program:
@@ -36,9 +45,13 @@ class Program:
         device: str,
         methods: Sequence[Mapping[str, Any]] | None = None,
         metrics: Sequence[str] = (),
+        compiled: bool = False,
     ) -> None:
-        """methods: in place of the trial's.  metrics: names of measures to take."""
+        """methods: in place of the trial's.  metrics: names of measures to take.
+        compiled: compile the gradient of a pack, where there is a compiler."""
+        self.compiled = compiled and compiler() is not None
         self.spec, self.device, self.dtype = spec, torch.device(device), DTYPES[spec.precision]
+        torch.set_float32_matmul_precision("high" if spec.precision == "tf32" else "highest")
         entry, options = registry.tasks[spec.task["name"]], _options(spec.task)
         if entry.data is not None and (found := entry.data(**options)) != spec.data:
             raise GrokscaleError(
@@ -46,6 +59,7 @@ class Program:
                 f"{data.folder()}; name the folder with --data DIR or {data.VARIABLE}, or specify the trial anew"
             )
         self.task: Task = entry.factory(**options)
+        self.threshold = math.inf if self.task.moving else spec.threshold  # at which accuracy counts as a crossing
         self.model: Model = registry.models[spec.model["name"]].build(self.task, **_options(spec.model))
         before, self.optimiser = optimiser(spec.optimiser)
         self.methods = [(registry.methods[m["name"]], _options(m)) for m in methods or spec.method]
@@ -57,7 +71,24 @@ class Program:
         self.kept: pytree.TreeSpec | None = None  # ... and of the probes', known after the first start
 
     def loss(self, params: dict[str, Tensor], split: Split) -> Tensor:
-        return self.task.loss(functional_call(self.model, params, (split.x,)), split.y)
+        return self.task.loss(self.outputs(params, split), split.y)
+
+    def outputs(self, params: dict[str, Tensor], split: Split) -> Tensor:
+        """What the model says of the rows of a split of one replica, in the trial's precision."""
+        if self.spec.precision != "bf16":
+            return functional_call(self.model, params, (split.x,))
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            return functional_call(self.model, params, (split.x,)).to(self.dtype)
+
+    @cached_property
+    def gradient(self) -> Callable[[dict[str, Tensor], Split], tuple[dict[str, Tensor], Tensor]]:
+        """(params (L, ...), batch (L, ...)) -> (gradients (L, ...), losses (L,)): of all lanes of a pack at once.
+
+        Most of a step, and a pure function of tensors: what compiles well. The methods stay eager: they branch on the
+        step, and every branch would be compiled anew.
+        """
+        of_all = vmap(grad_and_value(self.loss))
+        return torch.compile(of_all, dynamic=False) if self.compiled else of_all
 
     def splits(self, seed: int) -> tuple[Splits, Split]:
         """(the splits of a seed, the part of the training half held back for `outer_loss`; empty without one)."""
@@ -81,13 +112,13 @@ class Program:
         self.structure, self.kept = pytree.tree_structure(state), pytree.tree_structure(kept)
         return params, state, kept
 
-    def step(self, params: Any, state: Any, kept: Any, batch: Split, outer: Split, test: Any, val_accuracy: Tensor,
-             noise: dict[str, Tensor], step: int, look: bool) -> tuple[Any, Any, Any, Tensor, Values]:
-        """One optimiser step of one replica: (params, state, probes' state, loss before the step, what probes say).
+    def step(self, params: Any, grads: Any, state: Any, kept: Any, batch: Split, outer: Split, test: Any,
+             val_accuracy: Tensor, noise: dict[str, Tensor], step: int, look: bool) -> tuple[Any, Any, Any, Values]:
+        """One optimiser step of one replica: (params, state, probes' state, what probes say).
 
-        test: the rows that probes take a gradient of, () where none does.  look: shall they say something?
+        grads: of the loss on the batch.  test: the rows that probes take a gradient of, () where none does.
+        look: shall they say something?
         """
-        grads, loss = grad_and_value(self.loss)(params, batch)
         roles, lr = self.model.roles, self.spec.optimiser["lr"]
         extra: dict[str, Any] = {
             "val_accuracy": val_accuracy,
@@ -116,7 +147,7 @@ class Program:
                 if probe.look is not None:
                     seen |= probe.look(view, kept[name])
             seen |= self.weigh(moved, kept)
-        return moved, (chained, moments), kept, loss, seen
+        return moved, (chained, moments), kept, seen
 
     def weigh(self, params: Any, kept: Any) -> Values:
         """What probes say of the parameters alone."""
@@ -128,7 +159,7 @@ class Program:
 
     def look(self, params: Any, split: Split) -> tuple[Tensor, Tensor]:
         """(sum of losses, number correct) of one replica on rows of a split."""
-        out = functional_call(self.model, params, (split.x,))
+        out = self.outputs(params, split)
         return self.task.loss(out, split.y) * len(split.y), self.task.correct(out, split.y).sum()
 
     def flops_per_step(self, batch: Split) -> int:

@@ -28,6 +28,7 @@ def train(
     registry: Registry | None = None,
     metrics: Sequence[str] = (),
     at_least: int = 0,
+    compiled: bool = False,
 ) -> Generator[Evaluation]:
     """Train the replicas `seeds` of a trial; yield at every evaluation of the trial's schedule.
 
@@ -35,11 +36,12 @@ def train(
     crossing is decided, "stable" watches one that grokked until 2 x grok_step.  state: a snapshot to go on from, of
     these seeds or more and with the same metrics: split run == whole run, bit for bit.  metrics: names of measures
     (`grokscale metrics`), which change no number.  at_least: a replica is watched to this step even if it is decided
-    sooner.
+    sooner.  compiled: compile the gradient where there is a compiler: another class of numerics, worth half a minute
+    for runs that take many.
     """
     if until not in ("decided", "stable"):
         raise ValueError(f"until must be 'decided' or 'stable', got {until!r}")
-    program = Program(spec, registry or registry_.load(spec.plugins), device, metrics=metrics)
+    program = Program(spec, registry or registry_.load(spec.plugins), device, metrics=metrics, compiled=compiled)
     with torch.no_grad():
         pack = Pack(program, seeds, horizon, until, state, at_least)
     while not pack.done:

@@ -1,0 +1,110 @@
+"""The published values of an experiment against its confirmed seeds: a row per [[paper]] table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from grokscale import stats
+from grokscale.answers.compare import clock_of, clocks_of, times
+from grokscale.answers.sides import Row, newest_plan, paired, side, sweep_row
+from grokscale.errors import GrokscaleError
+from grokscale.stats import published
+from grokscale.stats.base import exp
+from grokscale.store import Store
+
+if TYPE_CHECKING:
+    from grokscale.spec.claims import Paper
+
+
+def verdicts(
+    store: Store, sweep: str | None = None, papers: Sequence[Mapping[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """A row per [[paper]] of the experiment: the published value, ours, and the verdict (`stats.published.judge`).
+
+    sweep: id or name, the latest by default.  papers: tables in place of those that the sweep was started with.
+    Columns: those of the table (id, claim, source, clock, arm, against, m, threshold), claimed in the unit of the
+    clock (epochs are counted in steps), median, n, censored, percentile, lo, hi (prediction interval), s, s_lo, s_hi
+    (sustained crossings on that clock, None without a comparison), s_claimed, retained, verdict, and why where a row
+    was not run.
+
+    Our times are first crossings, which is what papers print, at most tau; S is that of sustained ones.
+    """
+    sweep_id = store.find_sweep(sweep)
+    head, plan = sweep_row(store, sweep_id), newest_plan(store, sweep_id)
+    asked = json.loads(head["experiment_json"]).get("paper", []) if papers is None else papers
+    if not asked:
+        return []
+    from grokscale.spec.claims import Paper  # pydantic is only loaded where there is something to check
+
+    winners = {} if plan is None else json.loads(plan["winners_json"])
+    timings = store.rows("timings", trial_id=[winner["trial_id"] for winner in winners.values()])
+    rows = []
+    for paper in (Paper.model_validate(dict(table)) for table in asked):
+        against = paper.against or (head["baseline"] if paper.claim == "speedup" else None)
+        about = {name: getattr(paper, name) for name in ("id", "claim", "source", "clock", "arm", "m", "threshold")}
+        row = {**about, "sweep_id": sweep_id, "against": against, "why": None}
+        try:
+            rows.append({**row, **_judged(store, sweep_id, plan, paper, against, timings)})
+        except GrokscaleError as error:  # this row cannot be answered, and says why; the others can
+            rows.append({**row, **_answer(paper, published.judge([], _claimed(paper))), "why": str(error)})
+    return rows
+
+
+def _claimed(paper: Paper) -> float:
+    return paper.value * (paper.steps_per_epoch or 1 if paper.claim == "time" else 1)
+
+
+def _judged(
+    store: Store, sweep_id: str, plan: Row | None, paper: Paper, against: str | None, timings: Sequence[Row]
+) -> dict[str, Any]:
+    if plan is None:
+        raise GrokscaleError(f"{sweep_id}: nothing is confirmed yet")
+    mine = side(store, sweep_id, paper.arm, plan)
+    clock = "steps" if paper.clock == "epochs" else paper.clock
+    if paper.threshold not in (None, mine.rows[0]["threshold"]):
+        counted = f"threshold: {paper.threshold:g} ('{paper.id}') against {mine.rows[0]['threshold']:g} ('{mine.arm}')"
+        raise GrokscaleError(f"{sweep_id}: they differ in {counted}")
+    first, of_mine = times(mine, "first_step"), clock_of(mine, clock, timings)
+    if of_mine is None:
+        raise GrokscaleError(f"{sweep_id}: the store has no {clock} of arm '{mine.arm}'")
+    crossed, seen = stats.clamped(first, mine.tau)
+    ours, censored = of_mine(crossed), int(np.sum(~seen))
+    if against is None:
+        return _answer(paper, published.judge(ours, _claimed(paper), m=paper.m), censored=censored)
+    base = side(store, sweep_id, against, plan)
+    paired(base, mine)
+    both = clocks_of(base, mine, timings).get(clock)
+    if both is None:
+        raise GrokscaleError(f"{sweep_id}: the store has no {clock} of both '{base.arm}' and '{mine.arm}'")
+    x, y = (clock(stats.clamped(times(one), one.tau)[0]) for one, clock in zip((base, mine), both, strict=True))
+    log = stats.mean_interval(np.log(x) - np.log(y))
+    s = stats.Interval(exp(log.value), exp(log.lo), exp(log.hi), log.n)
+    if paper.claim == "speedup":
+        theirs, seen = stats.clamped(times(base, "first_step"), base.tau)
+        ours, censored = both[0](theirs) / both[1](crossed), censored + int(np.sum(~seen))
+    verdict = published.judge(ours, _claimed(paper), m=paper.m, s=s, s_claimed=_claimed_s(paper))
+    return _answer(paper, verdict, s=s, censored=censored)
+
+
+def _claimed_s(paper: Paper) -> float | None:
+    """The speed-up that a row claims, of itself or by the two times that it gives."""
+    if paper.claim == "speedup":
+        return paper.value
+    return None if paper.against_value is None else paper.against_value / paper.value
+
+
+def _answer(
+    paper: Paper, verdict: published.Verdict, *, s: stats.Interval | None = None, censored: int = 0
+) -> dict[str, Any]:
+    bounds = (None, None, None) if s is None else (s.value, s.lo, s.hi)
+    return {
+        **asdict(verdict),
+        "s_claimed": _claimed_s(paper),
+        **dict(zip(("s", "s_lo", "s_hi"), bounds, strict=True)),
+        "censored": censored,
+    }

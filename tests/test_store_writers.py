@@ -1,0 +1,120 @@
+"""Writers that live and die: what was acknowledged is there, and nothing half-written is seen."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from grokscale.store import Store
+from tests.rows import curve, replica
+from tests.stores import compactor, files, writer
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "runs")
+
+
+def test_two_writers_and_a_reader_at_once(store: Store):
+    """Every look sees whole files (warnings are errors), never fewer rows, and every row with its curve."""
+    writers = [writer(store, name, 25) for name in ("left", "right")]
+    seen = 0
+    while any(process.poll() is None for process in writers):
+        rows = store.replicas()
+        curves = store.curves()
+        assert rows.num_rows >= seen and curves.num_rows >= 4 * rows.num_rows
+        seen = rows.num_rows
+    for process in writers:
+        process.communicate()
+        assert process.returncode == 0
+    assert store.replicas().select(["trial_id", "seed"]).to_pylist() == [
+        {"trial_id": name, "seed": seed} for name in ("left", "right") for seed in range(25)
+    ]
+    assert store.curves().num_rows == 4 * 50 and len(files(store, "replicas")) == 50
+
+
+def test_many_writers_while_a_compactor_deletes_at_once(store: Store):
+    """8 x 40 appends: none lost, none doubled, and what a reader has seen once it sees again."""
+    merging = compactor(store, grace=0)
+    assert merging.stdout is not None and merging.stdout.readline() == "ready\n"
+    writers = [writer(store, f"w{i}", 40) for i in range(8)]
+    seen = 0
+    try:
+        while any(process.poll() is None for process in writers):
+            rows = store.replicas()  # warnings are errors
+            assert rows.num_rows >= seen
+            assert store.curves(trial_id="w0").num_rows >= 4 * rows["trial_id"].to_pylist().count("w0")
+            seen = rows.num_rows
+            assert store.sql("SELECT count(*) AS n FROM replicas").to_pylist()[0]["n"] >= seen
+            assert merging.poll() is None
+    finally:
+        for process in (*writers, merging):
+            process.kill()
+    rounds = [int(line) for line in merging.communicate()[0].splitlines()]
+    assert all(process.communicate()[0].splitlines()[-1:] == ["39"] for process in writers)
+    assert rounds[-1] >= 2, rounds  # it did merge and delete while they wrote
+    wanted = [{"trial_id": f"w{i}", "seed": seed} for i in range(8) for seed in range(40)]
+    for _ in range(2):
+        for reader in (store, Store(store.root)):
+            assert reader.replicas().select(["trial_id", "seed"]).to_pylist() == wanted
+            assert reader.curves().num_rows == 4 * 320
+            counts = reader.sql("SELECT count(*) AS n, count(DISTINCT (trial_id, seed, step)) AS m FROM curves")
+            assert counts.to_pylist() == [{"n": 4 * 320, "m": 4 * 320}]
+        store.compact(grace=0)
+
+
+def test_what_was_acknowledged_outlives_a_sigkill(store: Store):
+    process = writer(store, "t", 10_000)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) == 15:
+            break
+    process.send_signal(signal.SIGKILL)
+    rest, _ = process.communicate()
+    acknowledged = 16 + len(rest.splitlines())
+    rows = store.replicas()  # warnings are errors: nothing torn
+    assert acknowledged <= rows.num_rows <= acknowledged + 1
+    assert rows["seed"].to_pylist() == list(range(rows.num_rows))
+    assert store.curves().num_rows == 4 * rows.num_rows
+
+
+LARGE = """
+import sys
+import numpy as np
+from grokscale.store import Store
+from tests.rows import curve
+points = int(sys.argv[3])
+step = np.random.default_rng(0).integers(0, 2**60, points)
+Store(sys.argv[1]).append("curves", curve(sys.argv[2], 1, points=points, step=step))
+"""
+
+
+def test_a_sigkill_in_the_middle_of_an_append_leaves_nothing_to_read(store: Store):
+    assert store.local is not None
+    folder = store.local / "curves"
+    process = writer(store, "t", 400_000, LARGE)
+    while not (folder.is_dir() and any(name.endswith(".tmp") for name in os.listdir(folder))):
+        assert process.poll() is None, "the writer ended before it could be caught"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    store.append("replicas", [replica("t", 1)])
+    left = os.listdir(folder)
+    if files(store, "curves"):  # the kill came a moment late: then it is whole
+        assert store.curves().num_rows == 400_000
+    else:
+        assert len(left) == 1 and left[0].endswith(".tmp")
+        assert store.curves().num_rows == 0
+    store.append("curves", curve("t", 2))
+    store.append("replicas", [replica("t", 2)])
+    assert store.curves(seed=2).num_rows == 4 and left[0] in os.listdir(folder)  # nothing is ever deleted
+
+
+def test_many_files_are_read_in_one_go(store: Store):
+    for seed in range(20):  # more than are read one after the other
+        store.append("replicas", [replica("t", seed)])
+    assert Store(store.root).replicas()["seed"].to_pylist() == list(range(20))
+
+
