@@ -41,6 +41,14 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({self.root!r})"
 
+    def _repr_html_(self) -> str:
+        """In a notebook: the sweeps that there are, the latest first."""
+        from grokscale.store.show import Shown
+
+        rows = self._read("sweeps").sort_by([("at", "descending"), ("sweep_id", "ascending")])
+        shown = rows.select(["sweep_id", "question", "baseline", "horizon", "at"])
+        return Shown(shown, title=f"Store {self.root.rstrip('/').rpartition('/')[2]}: sweeps")._repr_html_()
+
     def __reduce__(self) -> tuple[Any, ...]:  # to another process goes the place, not what was read from it
         return _reopen, (self.root, self._filesystem)
 
