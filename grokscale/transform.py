@@ -17,6 +17,7 @@ Extras, given only to a transform that names them in `needs`:
 
 =================  ===================================================================================
 ``val_accuracy``   0-d tensor: accuracy of the last evaluation on the monitored split, 0 before the first
+``val_loss``       0-d tensor: loss there, infinite before the first
 ``inner_grad``     function params -> grads of the training loss on the batch of this step
 ``outer_loss``     function params -> loss on the share `outer` of the training half that is held back
 ``noise``          dict of standard normal tensors of the shapes that `noise(params)` names

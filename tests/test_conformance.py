@@ -28,7 +28,7 @@ from tests.trials import FORMS, GROKS, KNOBS, PLUGIN, REGISTRY, trial
 METHODS = sorted(
     name for name, m in REGISTRY.methods.items() if m.factory.__module__.startswith(("grokscale.methods.", PLUGIN))
 )
-EXTRAS = {"val_accuracy", "inner_grad", "outer_loss", "noise", "roles", "lr"}
+EXTRAS = {"val_accuracy", "val_loss", "inner_grad", "outer_loss", "noise", "roles", "lr"}
 ROLES = {
     "table": Role("hidden", 1),
     "linear": Role("hidden", 0),
@@ -60,6 +60,7 @@ def extras(transform: Transform, params: Params, step: int) -> dict[str, Any]:
     shapes = transform.noise(params) if transform.noise is not None else {}
     return {
         "val_accuracy": torch.tensor(0.3),
+        "val_loss": torch.tensor(1.2),
         "inner_grad": lambda p: {k: p[k] - target[k] for k in p},
         "outer_loss": lambda p: torch.stack([((p[k] - target[k]) ** 2).sum() for k in p]).sum(),
         "noise": {

@@ -6,6 +6,7 @@ The common known answers (methods.md section 8) stand in test_known_answers.py a
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from grokscale.methods import egd as egd_
+from grokscale.methods import spectra
 from grokscale.methods.matrices import chosen
 from grokscale.rng import generator
 from grokscale.spec import resolve_file
@@ -27,7 +29,7 @@ from tests import reference_egd as ref
 from tests.test_conformance import bits, lane_bits, restored, stopped_at
 from tests.test_engine import agree, endless
 from tests.test_known_answers import make, matrix
-from tests.trials import REGISTRY, trial
+from tests.trials import GROKS, REGISTRY, trial
 
 ROOT = Path(__file__).parent.parent
 ROLES = {"w": Role("hidden", 0)}
@@ -487,3 +489,40 @@ def test_the_chain_is_the_twins_in_a_row() -> None:
         return reference.Chain(ref.Egalitarian(**egd), reference_grokfast.Exponential(**knobs["grokfast-ema"]))
 
     agree(spec, both)
+
+
+def test_the_switch_may_watch_the_loss() -> None:
+    """Off once the monitored loss is below the threshold, and it stays off; infinite before the first evaluation."""
+    transform = egd_.egd(switch=0.5, watch="loss")
+    assert transform.needs == {"val_loss", "roles"}
+    g = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    state = transform.init({"w": g}, ROLES, torch.Generator())
+    moved = []
+    for step, loss in enumerate((math.inf, 0.6, 0.4, 0.6), 1):
+        out, state = transform.update({"w": g}, state, {"w": g}, step=step, roles=ROLES, val_loss=torch.tensor(loss))
+        moved.append(not torch.equal(out["w"], g))
+    assert moved == [True, True, False, False]
+
+
+def test_a_run_whose_switch_watches_the_loss_switches_off() -> None:
+    spec = trial(GROKS, [{"name": "egd", "watch": "loss", "switch": 0.05}], optimiser={"lr": 0.02})
+    *_, end = train(spec, [1, 2], horizon=1500, until="stable", registry=REGISTRY)
+    curve = end.curves()
+    for seed in (1, 2):
+        mine = curve["seed"] == seed
+        off = curve["val_loss"][mine] < 0.05
+        assert off.any() and curve["active"][mine][0] and not curve["active"][mine][-1]
+
+
+def test_a_decomposition_that_does_not_converge_is_done_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.randn(4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = spectra.reweigh(g, spectra.left(g, "svd"), spectra.clamp(1e-6))
+
+    def fails(*_: object, **__: object) -> None:
+        raise torch.linalg.LinAlgError("it did not converge")  # pyright: ignore[reportPrivateImportUsage]
+
+    for how, function in (("gram", "eigh"), ("svd", "svd")):
+        with monkeypatch.context() as broken:
+            broken.setattr(torch.linalg, function, fails)
+            got = spectra.reweigh(g, spectra.left(g, how), spectra.clamp(1e-6))
+        assert torch.allclose(got, expected, rtol=1e-9, atol=1e-12)

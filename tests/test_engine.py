@@ -115,7 +115,7 @@ def agree(
 def twin_of(chain: Sequence[Mapping[str, Any]]) -> Any:
     made = []
     for part in chain:
-        knobs = {k: v for k, v in part.items() if k not in ("name", "layers")}
+        knobs = {k: v for k, v in part.items() if k not in ("name", "layers", "watch")}
         if "switch" in knobs:
             knobs["threshold"] = knobs.pop("switch")
         made.append(TWINS[part["name"]](**knobs))

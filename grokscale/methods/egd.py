@@ -48,7 +48,8 @@ POWER_SPACE = {"q": CategoricalDistribution([1.0, 0.5, 0.0, -0.5, -1.0]), "eps":
 
 
 def egd(form: str = "clamp", eps: Scalar = 1e-6, rtol: Scalar = 0.0, polar: str = "auto", blocks: int = 1,
-        refresh: int = 1, layers: str = "mlp", switch: Scalar = 0.95, sticky: bool = True) -> Transform:
+        refresh: int = 1, layers: str = "mlp", switch: Scalar = 0.95, sticky: bool = True,
+        watch: str = "accuracy") -> Transform:
     """EGD: G = U S V^T -> U min(1, S / eps) V^T, that is U V^T wherever S >= eps.
 
     form: "clamp" (released code), or "pinv" (paper): U V^T over the singular values above rtol s_max, 0 along the
@@ -63,6 +64,7 @@ def egd(form: str = "clamp", eps: Scalar = 1e-6, rtol: Scalar = 0.0, polar: str 
     them are of the step itself, so that no direction is raised above 1.
     layers: "hidden", "mlp", "all2d" or "all2d+emb" (`matrices.chosen`).
     switch: off once the monitored accuracy is above it; above 1 = never off, below 0 = never on.  sticky: stays off.
+    watch: "accuracy", or "loss": off once the monitored loss is below `switch` (the anonymous version; ambiguity 13).
     Source: EGD, eq. (11) and Algorithm 1; blocks and refresh: methods.md 5.3, EGD-12.
     """
     one_of("form", form, ("clamp", "pinv"))
@@ -74,7 +76,7 @@ def egd(form: str = "clamp", eps: Scalar = 1e-6, rtol: Scalar = 0.0, polar: str 
     if polar == "newton-schulz":
         check(form == "clamp", f"polar = 'newton-schulz' has no cut-off: form must be 'clamp', got {form!r}")
         check(refresh == 1, f"polar = 'newton-schulz' has no basis to keep: refresh must be 1, got {refresh}")
-        return over_matrices(_products(eps, blocks), layers, switch, sticky)
+        return over_matrices(_products(eps, blocks), layers, switch, sticky, watch)
 
     def weight(shape: torch.Size, dtype: torch.dtype, how: str) -> spectra.Weight:
         if form == "clamp":
@@ -84,15 +86,15 @@ def egd(form: str = "clamp", eps: Scalar = 1e-6, rtol: Scalar = 0.0, polar: str 
             sure = max(sure, math.sqrt(max(shape[-2:]) * torch.finfo(torch.float64).eps))
         return spectra.pseudo(torch.clamp(rtol, min=sure) if isinstance(rtol, Tensor) else max(rtol, sure))
 
-    return over_matrices(_spectral(weight, polar, blocks, refresh), layers, switch, sticky)
+    return over_matrices(_spectral(weight, polar, blocks, refresh), layers, switch, sticky, watch)
 
 
 def colnorm(floor: Scalar = 0.01, axis: str = "neuron", layers: str = "mlp", switch: Scalar = 0.95,
-            sticky: bool = True) -> Transform:
+            sticky: bool = True, watch: str = "accuracy") -> Transform:
     """EGD-ColNorm: every column c of G -> c / max(||c||, floor).
 
     floor: smallest norm divided by.  axis: "neuron" (one scale per output unit: all that enters it, the released
-    code) or "input" (one per input feature); ambiguity 15.  layers, switch, sticky: as `egd`.
+    code) or "input" (one per input feature); ambiguity 15.  layers, switch, sticky, watch: as `egd`.
     Source: EGD, column-normalised form.
     """
     number("floor", floor, "floor > 0", lambda value: value > 0)
@@ -102,17 +104,17 @@ def colnorm(floor: Scalar = 0.01, axis: str = "neuron", layers: str = "mlp", swi
         along = 1 - out_dim if axis == "neuron" else out_dim
         return a / torch.clamp(torch.linalg.vector_norm(a, dim=along, keepdim=True), min=floor), None
 
-    return over_matrices(Form(act), layers, switch, sticky)
+    return over_matrices(Form(act), layers, switch, sticky, watch)
 
 
 def rsvd(rank: int = 64, power: int = 2, eps: Scalar = 1e-6, fixed_sketch: bool = False, layers: str = "mlp",
-         switch: Scalar = 0.95, sticky: bool = True) -> Transform:
+         switch: Scalar = 0.95, sticky: bool = True, watch: str = "accuracy") -> Transform:
     """EGD-RSVD: U diag(1 / max(s, eps)) U^T G with U, s of G Q, Q an orthonormal basis that a random sketch leads to.
 
     rank: columns of the sketch; above min(m, n) it is all of G.  power: times that Q <- qr(G Q), Q <- qr(G^T Q).
     fixed_sketch: one sketch per tensor, drawn at the start and kept (the JAX code); else fresh normals every step (the
     PyTorch code), of which a tensor of n columns takes the first n rows; ambiguity 14.
-    eps, layers, switch, sticky: as `egd`.
+    eps, layers, switch, sticky, watch: as `egd`.
     Source: EGD, Algorithm 3; methods.md 1.3.5.
     """
     _check_leading(rank, power, least=0)
@@ -127,17 +129,17 @@ def rsvd(rank: int = 64, power: int = 2, eps: Scalar = 1e-6, fixed_sketch: bool 
         return u @ ((u.mT @ a.double()) / torch.clamp(s, min=eps).unsqueeze(-1)), kept
 
     form = Form(act, start=_sketched(rank)) if fixed_sketch else Form(act, sketch=rank)
-    return over_matrices(form, layers, switch, sticky)
+    return over_matrices(form, layers, switch, sticky, watch)
 
 
 def topk(rank: int = 16, power: int = 1, rest: str = "keep", eps: Scalar = 1e-6, layers: str = "mlp",
-         switch: Scalar = 0.95, sticky: bool = True) -> Transform:
+         switch: Scalar = 0.95, sticky: bool = True, watch: str = "accuracy") -> Transform:
     """EGD along the leading singular directions only: U_k min(1, S_k / eps) V_k^T, and the rest of G as it is.
 
     The directions follow the gradient by subspace iteration from those of the step before: `power` times
     Q <- qr(G Q), Q <- qr(G^T Q), at a cost linear in the rank.
     rank: k; above min(m, n) it is all of G.  rest: "keep" G - U_k U_k^T G as it is, or "drop" it.
-    eps, layers, switch, sticky: as `egd`.
+    eps, layers, switch, sticky, watch: as `egd`.
     Source: methods.md 5.3, EGD-12 (cheap spectra).
     """
     _check_leading(rank, power, least=1)
@@ -154,20 +156,20 @@ def topk(rank: int = 16, power: int = 1, rest: str = "keep", eps: Scalar = 1e-6,
         out = u @ (rows / torch.clamp(s, min=eps).unsqueeze(-1))
         return out + (a - u @ rows) if rest == "keep" else out, basis
 
-    return over_matrices(Form(act, start=start), layers, switch, sticky)
+    return over_matrices(Form(act, start=start), layers, switch, sticky, watch)
 
 
 def power_form(q: Scalar = 0.5, eps: Scalar = 1e-6, layers: str = "mlp", switch: Scalar = 0.95,
-               sticky: bool = True) -> Transform:
+               sticky: bool = True, watch: str = "accuracy") -> Transform:
     """U S^q V^T: from the gradient (q = 1) over EGD (0) to the natural gradient (-1).
 
     q: what singular values are raised to.  eps: a singular value below it becomes s eps^(q - 1), which goes to 0 with
-    s; at q = 0 the clamp of `egd`.  layers, switch, sticky: as `egd`.
+    s; at q = 0 the clamp of `egd`.  layers, switch, sticky, watch: as `egd`.
     Source: methods.md 1.3.1 (Fisher link) and 5.3, EGD-12.
     """
     _check_eps(eps)
     number("q", q, "-2 <= q <= 2", lambda value: -2 <= value <= 2)
-    return over_matrices(_spectral(lambda *_: spectra.power(q, eps), "auto", 1, 1), layers, switch, sticky)
+    return over_matrices(_spectral(lambda *_: spectra.power(q, eps), "auto", 1, 1), layers, switch, sticky, watch)
 
 
 # ------------------------------------------------------------------------------------------------ forms

@@ -14,7 +14,7 @@ from grokscale.transform import Params, Role, Roles, Scalar, Transform
 
 LAYERS = ("hidden", "mlp", "all2d", "all2d+emb")
 
-COMMON: dict[str, Any] = {"layers": "mlp", "switch": 0.95, "sticky": True}
+COMMON: dict[str, Any] = {"layers": "mlp", "switch": 0.95, "sticky": True, "watch": "accuracy"}
 """Knobs that every form has."""
 
 
@@ -64,15 +64,17 @@ def flat(shape: tuple[int, ...], out_dim: int) -> tuple[tuple[int, int], int]:
     return (shape[out_dim], math.prod(shape) // shape[out_dim]), 0
 
 
-def over_matrices(form: Form, layers: str, switch: Scalar, sticky: bool) -> Transform:
+def over_matrices(form: Form, layers: str, switch: Scalar, sticky: bool, watch: str = "accuracy") -> Transform:
     """The transform that puts every chosen tensor through a form while the switch is on.
 
     layers: `chosen`.  switch: off once the monitored accuracy is above it; above 1 = never off, below 0 = never on.
-    sticky: once off it stays off (ambiguity 13).
+    sticky: once off it stays off.  watch: "accuracy", or "loss": off once the monitored loss is below `switch`
+    (ambiguity 13).
     A tensor that is not finite is left unmoved, its answer is zero, and counted: a decomposition of it would raise for
     the whole pack.
     """
     one_of("layers", layers, LAYERS)
+    one_of("watch", watch, ("accuracy", "loss"))
 
     def init(params: Params, roles: Roles, generator: torch.Generator) -> EgdState:
         device = next(iter(params.values())).device
@@ -83,9 +85,12 @@ def over_matrices(form: Form, layers: str, switch: Scalar, sticky: bool) -> Tran
         on = torch.ones((), dtype=torch.bool, device=device)
         return EgdState(on, torch.zeros((), dtype=torch.int64, device=device), kept)
 
-    def update(grads: Params, state: EgdState, params: Params, *, step: int, val_accuracy: Tensor, roles: Roles,
-               noise: Params | None = None, **_: Any) -> tuple[Params, EgdState]:
-        below = val_accuracy <= switch
+    def update(grads: Params, state: EgdState, params: Params, *, step: int, roles: Roles,
+               val_accuracy: Tensor | None = None, val_loss: Tensor | None = None, noise: Params | None = None,
+               **_: Any) -> tuple[Params, EgdState]:
+        seen = val_accuracy if watch == "accuracy" else val_loss
+        assert seen is not None
+        below = seen <= switch if watch == "accuracy" else seen >= switch
         on = (state.on & below) if sticky else below
         out, kept, skipped = dict(grads), dict(state.kept), state.skipped
         for k in chosen(_shapes(grads), roles, layers):
@@ -107,7 +112,7 @@ def over_matrices(form: Form, layers: str, switch: Scalar, sticky: bool) -> Tran
         columns = [g.shape[1] if g.ndim == 2 else g.numel() // min(g.shape) for g in params.values() if g.ndim > 1]
         return {"sketch": (max(columns), form.sketch)}
 
-    needs = {"val_accuracy", "roles"} | ({"noise"} if form.sketch else set())
+    needs = {"val_accuracy" if watch == "accuracy" else "val_loss", "roles"} | ({"noise"} if form.sketch else set())
     return Transform(init, update, needs=frozenset(needs), noise=noise if form.sketch else None,
                      active=lambda state: state.on)
 

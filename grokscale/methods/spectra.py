@@ -66,10 +66,14 @@ def left(a: Tensor, how: str) -> Tensor:
     """Left singular vectors (..., m, m) of a (..., m, n), m <= n.
 
     how: "svd", or "gram": eigenvectors of a a^T, half the cost, right for directions above 1e-8 of the largest.
+    Where one does not converge the other is tried: a pack must not end because a decomposition does.
     """
-    if how == "svd":
-        return torch.linalg.svd(a, full_matrices=False)[0]
-    return torch.linalg.eigh(a @ a.mT)[1]
+    ways = [lambda: torch.linalg.svd(a, full_matrices=False)[0], lambda: torch.linalg.eigh(a @ a.mT)[1]]
+    first, second = ways if how == "svd" else reversed(ways)
+    try:
+        return first()
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+        return second()
 
 
 def reweigh(a: Tensor, u: Tensor, weight: Weight, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -31,8 +32,8 @@ class Lanes:
         self, program: Program, seeds: Sequence[int], lanes: Sequence[int], stacked: dict[str, Any] | None = None
     ) -> None:
         """seeds: of the replicas, whose data is loaded.  lanes: index into `seeds` per lane.
-        stacked: params, leaves of state and kept (the probes'), val_accuracy and diverged of these lanes; drawn where
-        it is None."""
+        stacked: params, leaves of state and kept (the probes'), val_accuracy, val_loss and diverged of these lanes;
+        drawn where it is None."""
         self.program, self.seeds, self.lanes = program, list(seeds), list(lanes)
         data = [program.splits(seed) for seed in seeds]
         self.splits = {
@@ -54,17 +55,17 @@ class Lanes:
             )
             zeros = torch.zeros(len(lanes), dtype=program.dtype)
             stacked = {"params": params, "state": leaves, "kept": kept, "val_accuracy": zeros,
-                       "diverged": torch.full((len(lanes),), NEVER)}
+                       "val_loss": zeros + math.inf, "diverged": torch.full((len(lanes),), NEVER)}
         elif program.structure is None:
             program.start(seeds[0])
         self.stacked: dict[str, Any] = pytree.tree_map(lambda t: t.to(program.device), stacked)
 
     @property
     def labels(self) -> int:
-        """Labels per replica that training or a switch uses: the training half, and what `val_accuracy` is seen on."""
+        """Labels per replica that training or a switch uses: the training half, and what is monitored for a switch."""
         watched = self.splits["test" if self.program.spec.monitor == "test" else "val"]
         used = [self.splits["train"], self.outer]
-        used += [watched] if "val_accuracy" in self.program.transform.needs else []
+        used += [watched] if self.program.transform.needs & {"val_accuracy", "val_loss"} else []
         return sum(split.y.shape[1] for split in used if split is not None)
 
     @property
@@ -95,10 +96,11 @@ class Lanes:
         test = self._test_rows(step) if look else ()
         grads, loss = program.gradient(now["params"], data[0])
         params, state, kept, seen = vmap(partial(program.step, step=step, look=look))(
-            now["params"], grads, state, self._kept(), *data, test, now["val_accuracy"], noise)
+            now["params"], grads, state, self._kept(), *data, test, now["val_accuracy"], now["val_loss"], noise)
         lost = torch.where(torch.isfinite(loss), NEVER, step)
         self.stacked = {"params": params, "state": pytree.tree_leaves(state), "kept": pytree.tree_leaves(kept),
-                        "val_accuracy": now["val_accuracy"], "diverged": torch.minimum(now["diverged"], lost)}
+                        "val_accuracy": now["val_accuracy"], "val_loss": now["val_loss"],
+                        "diverged": torch.minimum(now["diverged"], lost)}
         return loss, seen
 
     def weigh(self) -> dict[str, Tensor]:

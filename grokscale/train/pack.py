@@ -18,7 +18,7 @@ from grokscale.train.program import Program
 METRICS = ("train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc")
 FLAGS = ("active", "full", "val_full", "test_full")
 PROBED = 1.02  # measures are taken at evaluations at least this factor apart, however often a schedule looks
-SNAPSHOT = 2  # version of the snapshot's layout
+SNAPSHOT = 3  # version of the snapshot's layout
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Pack:
                 full[name] = crossed.cpu()
         if "val" not in seen:
             seen["val"], full["val"] = seen["test"], full["test"]
-        lanes.stacked["val_accuracy"] = seen[spec.monitor][1].to(self.program.dtype)
+        lanes.stacked["val_loss"], lanes.stacked["val_accuracy"] = seen[spec.monitor].to(self.program.dtype)
         table = torch.cat([seen[name].cpu().double() for name in ("train", "val", "test")]).T.tolist()
         flags = torch.stack([lanes.active().cpu(), full["val"] | full["test"], full["val"], full["test"]]).T.tolist()
         return {i: [float(self.step), *table[i], *map(float, flags[i])] for i in range(count)}

@@ -113,7 +113,8 @@ class Program:
         return params, state, kept
 
     def step(self, params: Any, grads: Any, state: Any, kept: Any, batch: Split, outer: Split, test: Any,
-             val_accuracy: Tensor, noise: dict[str, Tensor], step: int, look: bool) -> tuple[Any, Any, Any, Values]:
+             val_accuracy: Tensor, val_loss: Tensor, noise: dict[str, Tensor], step: int,
+             look: bool) -> tuple[Any, Any, Any, Values]:
         """One optimiser step of one replica: (params, state, probes' state, what probes say).
 
         grads: of the loss on the batch.  test: the rows that probes take a gradient of, () where none does.
@@ -122,6 +123,7 @@ class Program:
         roles, lr = self.model.roles, self.spec.optimiser["lr"]
         extra: dict[str, Any] = {
             "val_accuracy": val_accuracy,
+            "val_loss": val_loss,
             "inner_grad": lambda p: grad(self.loss)(p, batch),
             "outer_loss": lambda p: self.loss(p, outer),
             "noise": noise,
