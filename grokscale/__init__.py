@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from grokscale.explain import associations
     from grokscale.spec import Experiment, TrialSpec, load
     from grokscale.store import Store
+    from grokscale.store.show import show
     from grokscale.train import Evaluation, train
     from grokscale.worker import trainable
 
@@ -34,6 +35,7 @@ _HOME = {
     "TrialSpec": "spec",
     "associations": "explain",
     "load": "spec",
+    "show": "store.show",
     "speedups": "answers",
     "train": "train",
     "trainable": "worker",
@@ -48,6 +50,7 @@ __all__ = [
     "TrialSpec",
     "associations",
     "load",
+    "show",
     "speedups",
     "train",
     "trainable",

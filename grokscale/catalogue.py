@@ -12,12 +12,19 @@ from grokscale.report.words import WIDTH, plain
 
 
 def methods(registry: Registry) -> str:
-    """Every method with its equation, its source and its knobs."""
+    """Every method with its equation, its source, its knobs and its own operations on the first task's usual net."""
     blocks = []
+    first = next(iter(registry.tasks.values()))
+    options = {key: value for key, value in first.model.items() if key != "name"}
+    net = registry.models[first.model["name"]].build(first.factory(**first.defaults), **options)
+    shapes = {name: tuple(p.shape) for name, p in net.named_parameters()}
     for entry in registry.methods.values():
         rows = [
             f"{key} = {plain(value)}{_range(entry.space.get(key))}" for key, value in entry.defaults.items()
         ]
+        if entry.flops is not None:
+            count = entry.flops(shapes, net.roles, entry.defaults)
+            rows.append(f"flops: {count:.3g} a step on the net of {first.name}, besides the gradient")
         blocks.append(_block(entry.name, entry.equation, entry.source, rows or ["no knobs"]))
     return "\n\n".join(blocks) + "\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -122,6 +123,21 @@ def locked(path: Path, sweep_id: str) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def mark_ended(folder: Path, experiment_json: str) -> None:
+    """Say in a sweep's folder that this experiment has come to its end."""
+    (folder / "ended").write_text(_digest(experiment_json))
+
+
+def has_ended(folder: Path, experiment_json: str) -> bool:
+    """Has this experiment, and not only a shorter one of the same sweep, come to its end?"""
+    path = folder / "ended"
+    return path.exists() and path.read_text() == _digest(experiment_json)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager

@@ -20,10 +20,10 @@ SETTINGS = {
 }
 
 
-def serve(uri: str, *, port: int, say: Callable[[str], None]) -> None:
+def serve(uri: str, place: str = "", *, port: int, say: Callable[[str], None]) -> None:
     """Show what is tracked at `uri`, a database, on 127.0.0.1 until Ctrl-C.
 
-    Raises GrokscaleError where the server does not come up.
+    place: path of the page to begin with.  Raises GrokscaleError where the server does not come up.
     """
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -36,7 +36,7 @@ def serve(uri: str, *, port: int, say: Callable[[str], None]) -> None:
     )
     try:
         _until_healthy(server, port)
-        say(f"http://127.0.0.1:{port} (Ctrl-C ends it)")
+        say(f"http://127.0.0.1:{port}{place} (Ctrl-C ends it)")
         server.wait()
     except KeyboardInterrupt:
         say("ended")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from grokscale import stats
@@ -16,6 +18,8 @@ from grokscale.report.words import ratio
 Row = Mapping[str, Any]
 NAME = 180  # characters of a run's name; MLflow takes 250
 NOTE = 7500  # characters of a description; MLflow takes 8000
+COLUMNS = 12  # of knobs in a list of runs
+VIEW = "grokscale"  # key of the view of the runs that shows them
 DONE_AS = {"confirm": " (confirmed)", "race": " (race)"}
 
 
@@ -34,9 +38,13 @@ def compact(value: Any) -> str:
 
 def setting(arm: str, params: Mapping[str, Any]) -> str:
     """ "egd lr=0.7 wd=1e-4": the shared settings first."""
+    return " ".join([arm, *(f"{key}={compact(params[key])}" for key in by_rank(params))])
+
+
+def by_rank(knobs: Iterable[str]) -> list[str]:
+    """Knobs in the order in which people look for them."""
     rank = {"lr": 0, "wd": 1}
-    keys = sorted(params, key=lambda key: (rank.get(key, 2), key))
-    return " ".join([arm, *(f"{key}={compact(params[key])}" for key in keys)])
+    return sorted(knobs, key=lambda key: (rank.get(key, 2), key))
 
 
 def name(row: Row, replicas: Sequence[Row] = ()) -> str:
@@ -103,11 +111,11 @@ def headline(view: SweepView) -> str:
 
 def note(view: SweepView) -> str:
     """Description of a sweep's run in Markdown: question, answer, speed-ups as a table, the whole text below."""
-    parts = [f"### {_markdown(view.question or view.name)}", f"**{_markdown(text.answer(view))}**"]
+    parts = [f"### {markdown(view.question or view.name)}", f"**{markdown(text.answer(view))}**"]
     if view.speedups:
         header, rows = text.speedup_table(view)
         lines = [header, ["---"] * len(header), *rows]
-        parts.append("\n".join(f"| {' | '.join(_markdown(cell) for cell in line)} |" for line in lines))
+        parts.append("\n".join(f"| {' | '.join(markdown(cell) for cell in line)} |" for line in lines))
     whole = "\n\n".join(parts)[:NOTE]
     body = text.render(view).replace("```", "'''")[: max(0, NOTE - len(whole) - 10)]
     return f"{whole}\n\n```\n{body}\n```" if body else whole
@@ -115,12 +123,15 @@ def note(view: SweepView) -> str:
 
 def answers(view: SweepView) -> dict[str, float]:
     """S of every arm in steps and seconds by plain names, the intervals and other clocks under detail/."""
-    found = {}
+    found, rest = {}, {}
     for row in view.speedups:
         plain = f"S.{row['arm']}.{row['clock']}"
-        found[plain if row["clock"] in ("steps", "seconds") else f"detail/{plain}"] = row["s"]
-        found |= {f"detail/{plain}.{end}": row[end] for end in ("lo", "hi")}
-    return {key: value for key, value in found.items() if math.isfinite(value)}
+        if row["clock"] in ("steps", "seconds"):
+            found[plain] = row["s"]
+        else:
+            rest[f"detail/{plain}"] = row["s"]
+        rest |= {f"detail/{plain}.{end}": row[end] for end in ("lo", "hi")}
+    return {key: value for key, value in {**found, **rest}.items() if math.isfinite(value)}
 
 
 def summary(view: SweepView) -> dict[str, str]:
@@ -128,6 +139,25 @@ def summary(view: SweepView) -> dict[str, str]:
     rows = [row for row in text.of_clock(view, "steps") if text.sound(row) and row["lo"] > 1]
     best = f"{rows[0]['arm']} {ratio(rows[0]['s'], 2)}x" if rows else "none shown"
     return {"baseline": view.baseline, "outcome": best} if view.speedups else {"baseline": view.baseline}
+
+
+def columns(trials: Sequence[Row]) -> list[str]:
+    """What a list of the trials' runs shows beside their names, in MLflow's words: outcome, phase, results, knobs."""
+    knobs = {key for row in trials for key in json.loads(row["params_json"])}
+    return [
+        *(f"tags.`{key}`" for key in ("outcome", "phase")),
+        *(f"metrics.`{key}`" for key in ("grokked", "median_grok_step")),
+        *(f"params.`{key}`" for key in by_rank(knobs)[:COLUMNS]),
+    ]
+
+
+def view_state(trials: Sequence[Row]) -> str:
+    """The state of MLflow's list of runs that shows `columns`, as its pages keep one.
+
+    A page of another version, which knows no such state, shows its usual list.
+    """
+    state = {"selectedColumns": columns(trials)}
+    return f"deflate;{base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()}"
 
 
 def _by(step: float | None, cap: float) -> float:
@@ -138,6 +168,7 @@ def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _markdown(said: str) -> str:
+def markdown(said: str) -> str:
     """Text that Markdown leaves as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(said.split()))
+    escaped = re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", " ".join(said.split()))
+    return escaped.replace("<", "&lt;")

@@ -12,6 +12,7 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grokscale.control import Holder, holder
+from grokscale.control import has_ended, holder
 from grokscale.errors import GrokscaleError, InputError, suggest
 from grokscale.spec import Experiment, Resolved, parse
 
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
 POLL_S = 0.2
 START_S = 60.0  # within which a detached driver has to hold its sweep's lock
 STOP_S = 30.0  # that a driver on a cluster has to stop in order
+KILL_S = 10.0  # after which a process that was not asked has to be gone
 LOG = "driver.log"
+LIVE = ("PENDING", "RUNNING")  # a job's states before it ends
+SAID = 20  # last lines of a job that failed
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,8 @@ def status(store: Store, sweep: str | None, client: JobSubmissionClient | None =
         for arm in dict.fromkeys(row["arm"] for row in trials if row["phase"] == phase):
             arms.append(_arm(arm, phase, [r for r in trials if (r["phase"], r["arm"]) == (phase, arm)], known))
     where = driver(store, sweep_id, client)
-    done = bool(store.rows("speedups", sweep_id=sweep_id)) and all(row["state"] != "asked" for row in trials)
-    state = "running" if where else "done" if done else "stopped"
+    ended = has_ended(store.sweep_dir(sweep_id), head["experiment_json"])
+    state = "running" if where else "done" if ended else "stopped"
     phase = arms[-1].phase if arms else ""
     return Status(sweep_id, head["name"], head["question"], state, phase, where, tuple(arms))
 
@@ -105,7 +109,12 @@ def driver(store: Store, sweep_id: str, client: JobSubmissionClient | None = Non
     if held is not None:
         return str(held)
     job = _job(client, sweep_id)
-    return f"job {sweep_id} ({job})" if job in ("PENDING", "RUNNING") else ""
+    return f"job {sweep_id} ({job})" if job in LIVE else ""
+
+
+def answered(store: Store, resolved: Resolved) -> bool:
+    """Has exactly this experiment come to its end in the store?"""
+    return has_ended(store.sweep_dir(resolved.sweep_id), resolved.experiment.to_json())
 
 
 def _arm(arm: str, phase: str, rows: Sequence[Mapping[str, Any]], known: Mapping[Any, Mapping[str, Any]]) -> Arm:
@@ -150,30 +159,27 @@ def detach(store: Store, sweep_id: str, command: Sequence[str]) -> str:
 def stop(store: Store, sweep_id: str, client: JobSubmissionClient | None = None, *, now: bool = False) -> str:
     """Stop the driver of a sweep: in order, keeping trials under way, or `now`; what was stopped.
 
+    A job is asked through the cluster, which kills it after STOP_S; `now` kills a driver of this machine only.
+
     Raises GrokscaleError where none runs, or where it runs on a machine that cannot be reached from here.
     """
     held = holder(store.sweep_dir(sweep_id) / "lock")
+    if not (now and held is not None and held.here) and _job(client, sweep_id) in LIVE:
+        assert client is not None
+        client.stop_job(sweep_id)
+        return f"job {sweep_id}"
     if held is None:
-        if _job(client, sweep_id) in ("PENDING", "RUNNING"):
-            assert client is not None
-            client.stop_job(sweep_id)
-            return f"job {sweep_id}"
         raise GrokscaleError(f"no driver runs {sweep_id}; `grokscale resume {sweep_id}` starts one")
     if not held.here:
-        if _job(client, sweep_id) in ("PENDING", "RUNNING"):
-            assert client is not None
-            client.stop_job(sweep_id)
-            return f"job {sweep_id}"
         raise GrokscaleError(f"{sweep_id} is run by {held}: stop it there, or name the cluster with --address")
     with contextlib.suppress(ProcessLookupError):  # it ended just now
         os.kill(held.pid, signal.SIGKILL if now else signal.SIGINT)
     return str(held)
 
 
-def wait_stopped(store: Store, sweep_id: str, seconds: float) -> bool:
-    """Has the driver let go of the sweep within so many seconds?"""
-    lock = store.sweep_dir(sweep_id) / "lock"
-    return any(holder(lock) is None for _ in _every(POLL_S, seconds))
+def wait_stopped(store: Store, sweep_id: str, client: JobSubmissionClient | None = None) -> bool:
+    """Has the driver let go of the sweep, and the cluster of its job, within the time that both have?"""
+    return any(not driver(store, sweep_id, client) for _ in _every(POLL_S, STOP_S + KILL_S))
 
 
 def again(
@@ -238,6 +244,7 @@ def connect(address: str, *, seconds: float, say: Callable[[str], None]) -> JobS
     if not address.startswith(("http://", "https://")):
         raise InputError(f"--address {address}: must be the job server's, such as http://127.0.0.1:8265")
     try:
+        from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise GrokscaleError(f"Ray Jobs are missing ({error}): pip install 'grokscale[cluster]'") from error
@@ -245,12 +252,13 @@ def connect(address: str, *, seconds: float, say: Callable[[str], None]) -> JobS
     for _ in _every(1.0, seconds):
         try:
             return JobSubmissionClient(address)
-        except (ConnectionError, RuntimeError) as error:
-            problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            if "401" in problem or "403" in problem or "uthenti" in str(error):
-                raise GrokscaleError(
-                    f"{address} refuses: {problem}; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as the cluster has"
-                ) from None
+        except AuthenticationError as error:
+            raise GrokscaleError(
+                f"{address} refuses: {_first_line(error)}; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the"
+                " cluster's token file"
+            ) from None
+        except (OSError, RuntimeError) as error:  # requests' errors are OSErrors
+            problem = _first_line(error)
         if not told:
             say(f"waiting for a Ray cluster at {address} (at most {seconds:.0f} s)")
             told = True
@@ -260,34 +268,40 @@ def connect(address: str, *, seconds: float, say: Callable[[str], None]) -> JobS
     )
 
 
-def submit(
-    resolved: Resolved, store: Store, client: JobSubmissionClient, *, command: Sequence[str] = ()
-) -> tuple[str, bool]:
-    """Run a sweep as a job of the cluster; (its submission id, was it submitted now?).
+def submit(resolved: Resolved, store: Store, client: JobSubmissionClient) -> tuple[str, bool]:
+    """Run a sweep as a job of the cluster; (where it runs, was it submitted now?).
 
     The package, the experiment and its plugins travel with the job; data and secrets do not. The store has to be one
-    that every node can reach. A job of this sweep that waits or runs is left as it is.
+    that every node can reach. A sweep that waits or runs, as a job or otherwise, is left as it is.
     """
     sweep_id = resolved.sweep_id
-    before = _job(client, sweep_id)
-    if before in ("PENDING", "RUNNING"):
-        return sweep_id, False
-    if before is not None:
-        client.delete_job(sweep_id)  # ended: the id is free for the next try
+    if where := driver(store, sweep_id, client):
+        return where, False
+    words = ["python", "-m", "grokscale.cli", "sweep", "sweep.json", "--store", store.root]
+    stopping = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": f"{STOP_S:.0f}"}
     with tempfile.TemporaryDirectory() as folder:
         _pack(resolved, Path(folder))
-        words = ["python", "-m", "grokscale.cli", "sweep", "sweep.json", "--store", store.root]
-        client.submit_job(
-            entrypoint=" ".join([*words, *command]),
-            submission_id=sweep_id,
-            runtime_env={
-                "working_dir": folder,
-                "env_vars": {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": f"{STOP_S:.0f}",
-                             "PYTHONPATH": "."},
-            },
-            metadata={"name": resolved.experiment.name, "question": resolved.experiment.question[:200]},
-        )  # fmt: skip
-    return sweep_id, True
+        try:
+            if _job(client, sweep_id) is not None:
+                client.delete_job(sweep_id)  # ended: the id is free for the next try
+            client.submit_job(
+                entrypoint=shlex.join(words), submission_id=sweep_id,
+                runtime_env={"working_dir": folder, "env_vars": stopping},
+                metadata={"name": resolved.experiment.name, "question": resolved.experiment.question[:200]},
+            )  # fmt: skip
+        except (OSError, RuntimeError) as error:
+            if _job(client, sweep_id) in LIVE:  # another submit was quicker
+                return driver(store, sweep_id, client), False
+            raise GrokscaleError(f"the cluster does not take the job of {sweep_id}: {_first_line(error)}") from error
+    return f"job {sweep_id}", True
+
+
+def last_words(client: JobSubmissionClient, sweep_id: str) -> str:
+    """The end of what the job of a sweep said, where it ended badly; "" where it did not."""
+    if _job(client, sweep_id) != "FAILED":
+        return ""
+    message = (client.get_job_info(sweep_id).message or "").strip()
+    return "\n".join(message.splitlines()[-SAID:])
 
 
 def _pack(resolved: Resolved, folder: Path) -> None:
@@ -314,8 +328,14 @@ def _job(client: JobSubmissionClient | None, sweep_id: str) -> str | None:
         return None
     try:
         return client.get_job_status(sweep_id).value
-    except RuntimeError:  # Ray's way to say that it knows no such job
-        return None
+    except (OSError, RuntimeError) as error:
+        if "status code 404" in str(error):
+            return None
+        raise GrokscaleError(f"the cluster does not say what {sweep_id} does: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _every(seconds: float, limit: float) -> Iterator[None]:
@@ -329,6 +349,6 @@ def _every(seconds: float, limit: float) -> Iterator[None]:
 
 
 __all__ = [
-    "Arm", "Holder", "Status", "again", "connect", "detach", "driver", "follow", "listing", "status", "stop", "submit",
-    "wait_stopped",
+    "Arm", "Status", "again", "answered", "connect", "detach", "driver", "follow", "last_words", "listing", "status",
+    "stop", "submit", "wait_stopped",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from grokscale import answers, data, search
-from grokscale.control import Stop, SweepInterrupted, locked, logged
+from grokscale.control import Stop, SweepInterrupted, locked, logged, mark_ended
 from grokscale.desk import ArmProgress, Failure, Ledger, PhaseDesk, Phases, Progress
 from grokscale.errors import GrokscaleError
 from grokscale.parts import device_name, package_version
@@ -76,6 +76,8 @@ def run_sweep(
         status = "FAILED"
         try:
             result = sweep.run()
+            if not result.failures:  # the same command tries those again
+                mark_ended(folder, resolved.experiment.to_json())
             status = "FAILED" if result.failures else "FINISHED"
         except SweepInterrupted as stopped:
             status = "KILLED"

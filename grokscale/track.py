@@ -129,7 +129,7 @@ class _Sync:
             self._state(run, _state_of(row, status), None if row is None else row["at"])
         if status != "RUNNING":
             self._figures({key: (children[key], row) for key, row in wanted.items()})
-            self._conclude(parent)
+            self._conclude(parent, trials)
             self._state(parent, status)
             self._link(parent, {origins.key_of(row): children[key] for key, row in wanted.items()})
 
@@ -208,7 +208,7 @@ class _Sync:
                 self.client.log_figure(run.info.run_id, figure, "figures/curves.png")
                 self.client.set_tag(run.info.run_id, "figures", row["trial_id"])
 
-    def _conclude(self, parent: Run) -> None:
+    def _conclude(self, parent: Run, trials: Sequence[Mapping[str, Any]]) -> None:
         """The question, the answer and the figures that show it, on the parent run."""
         from mlflow.entities import Metric, RunTag
 
@@ -225,7 +225,9 @@ class _Sync:
         self.client.log_text(run_id, report.html(self.store, self.sweep_id), "report/report.html")
         self.client.log_text(run_id, report.results_text(self.store, self.sweep_id), "report/results.txt")
         self.client.update_run(run_id, name=runs.headline(view))
-        self.client.set_experiment_tag(parent.info.experiment_id, "mlflow.note.content", self.head["question"])
+        experiment = parent.info.experiment_id
+        self.client.set_experiment_tag(experiment, "mlflow.note.content", runs.markdown(self.head["question"]))
+        self.client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{runs.VIEW}", runs.view_state(trials))
         tags = {**runs.summary(view), "mlflow.note.content": note}  # the note is what says that all is there
         self.client.log_batch(run_id, tags=[RunTag(*tag) for tag in tags.items()])
 
@@ -343,9 +345,13 @@ def serve(store: Store, sweep_id: str, *, port: int, say: Callable[[str], None])
         say(f"this sweep is tracked at {uri}")
         return
     sync(store, sweep_id, uri)
+    from mlflow import MlflowClient
+
     from grokscale.pages import serve as pages
 
-    pages(uri, port=port, say=say)
+    found = MlflowClient(tracking_uri=uri).get_experiment_by_name(_head(store, sweep_id)["name"])
+    assert found is not None  # `sync` has just seen to it
+    pages(uri, f"/#/experiments/{found.experiment_id}/runs?viewStateShareKey={runs.VIEW}", port=port, say=say)
 
 
 def _head(store: Store, sweep_id: str) -> dict[str, Any]:

@@ -32,3 +32,21 @@ def writer(store: Store, name: str, count: int, code: str = WRITER) -> subproces
     return subprocess.Popen(
         [sys.executable, "-c", code, store.root, name, str(count)], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
+
+
+COMPACTOR = """
+import sys
+from grokscale.store import Store
+store = Store(sys.argv[1])
+print("ready", flush=True)
+while True:
+    for done in store.compact(["replicas", "curves"], grace=float(sys.argv[2])):
+        assert not done.kept, done
+    print(done.generation, flush=True)
+"""
+
+
+def compactor(store: Store, grace: float) -> subprocess.Popen[str]:
+    """A process that compacts without a pause until it is ended; a line per round."""
+    words = [sys.executable, "-c", COMPACTOR, store.root, str(grace)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT)

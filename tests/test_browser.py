@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from grokscale import report
 from grokscale.store import Store
 from tests import synthetic
+from tests.test_cli import GROKSCALE, environment
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install -e '.[dev]'")
 ARTIFACTS = Path(__file__).parent.parent / "artifacts"
@@ -160,3 +165,48 @@ def test_a_report_on_paper(written: str, visit: Open) -> None:
     assert seen.page.locator("details pre").is_visible()
     seen.keep("report-paper")
     assert seen.page.pdf(format="A4").startswith(b"%PDF")
+
+
+# ---------------------------------------------------------------------------------------------- MLflow's pages
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address that `grokscale ui` prints for a small sweep."""
+    root = tmp_path_factory.mktemp("ui")
+    synthetic.confirmed(Store(root / "runs"), experiment=synthetic.EXPERIMENT | {"task": {"name": "toy"}})
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [*GROKSCALE, "ui", "tiny", "--port", str(port), "--store", str(root / "runs")]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    assert server.stdout is not None
+    try:
+        yield next(line.split()[0] for line in server.stdout if line.startswith("http"))
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=60)
+
+
+def test_mlflow_lists_trials_as_results(pages: str, visit: Open) -> None:
+    """The list, its columns, the description and a figure, as `grokscale ui` serves them, and from here only."""
+    seen = visit(pages, {"width": 1900, "height": 1000})
+    page, parent = seen.page, "tiny-0123abcd: swift groks 4.4x sooner than plain"
+    page.set_default_timeout(60_000)
+    page.get_by_text(parent).first.wait_for()
+    page.get_by_role("gridcell").filter(has_text=parent).get_by_role("button").first.click()  # its trials are folded
+    page.get_by_text("swift lr=0.0101 wd=0.01 floor=0.01: 8/8 grokked, 1360 steps (confirmed)").first.wait_for()
+    page.get_by_text("shaky lr=0.05 wd=0.002 alpha=0.98: 6/8 grokked").first.wait_for()
+    header = " ".join(page.locator("[role=columnheader]").all_inner_texts()).split()
+    assert {"lr", "wd", "floor", "alpha", "grokked", "median_grok_step", "outcome"} <= set(header)
+    seen.keep("mlflow-list")
+    address = pages.partition("/#")[0] + "/" + page.get_by_role("link", name=parent).first.get_attribute("href")
+    page.goto(address)
+    page.get_by_text("Which of two made-up methods groks <sooner>?").first.wait_for()
+    page.get_by_text("swift groks 4.4x sooner than plain: 95 % interval").first.wait_for()
+    seen.keep("mlflow-sweep")
+    page.goto(f"{address}/artifacts/figures/survival.png")
+    page.wait_for_function("[...document.images].some(i => i.src.startsWith('blob:') && i.naturalWidth >= 500)")
+    seen.keep("mlflow-figure")
+    assert {urlsplit(url).hostname for url in seen.requests if url.startswith("http")} == {"127.0.0.1"}
+    # MLflow asks who is logged in, which a server without logins answers with 404.
+    assert [said for said in seen.errors if "404" not in said] == []

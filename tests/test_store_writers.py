@@ -10,12 +10,13 @@ import pytest
 
 from grokscale.store import Store
 from tests.rows import curve, replica
-from tests.stores import files, writer
+from tests.stores import compactor, files, writer
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "runs")
+
 
 def test_two_writers_and_a_reader_at_once(store: Store):
     """Every look sees whole files (warnings are errors), never fewer rows, and every row with its curve."""
@@ -33,6 +34,36 @@ def test_two_writers_and_a_reader_at_once(store: Store):
         {"trial_id": name, "seed": seed} for name in ("left", "right") for seed in range(25)
     ]
     assert store.curves().num_rows == 4 * 50 and len(files(store, "replicas")) == 50
+
+
+def test_many_writers_while_a_compactor_deletes_at_once(store: Store):
+    """8 x 40 appends: none lost, none doubled, and what a reader has seen once it sees again."""
+    merging = compactor(store, grace=0)
+    assert merging.stdout is not None and merging.stdout.readline() == "ready\n"
+    writers = [writer(store, f"w{i}", 40) for i in range(8)]
+    seen = 0
+    try:
+        while any(process.poll() is None for process in writers):
+            rows = store.replicas()  # warnings are errors
+            assert rows.num_rows >= seen
+            assert store.curves(trial_id="w0").num_rows >= 4 * rows["trial_id"].to_pylist().count("w0")
+            seen = rows.num_rows
+            assert store.sql("SELECT count(*) AS n FROM replicas").to_pylist()[0]["n"] >= seen
+            assert merging.poll() is None
+    finally:
+        for process in (*writers, merging):
+            process.kill()
+    rounds = [int(line) for line in merging.communicate()[0].splitlines()]
+    assert all(process.communicate()[0].splitlines()[-1:] == ["39"] for process in writers)
+    assert rounds[-1] >= 2, rounds  # it did merge and delete while they wrote
+    wanted = [{"trial_id": f"w{i}", "seed": seed} for i in range(8) for seed in range(40)]
+    for _ in range(2):
+        for reader in (store, Store(store.root)):
+            assert reader.replicas().select(["trial_id", "seed"]).to_pylist() == wanted
+            assert reader.curves().num_rows == 4 * 320
+            counts = reader.sql("SELECT count(*) AS n, count(DISTINCT (trial_id, seed, step)) AS m FROM curves")
+            assert counts.to_pylist() == [{"n": 4 * 320, "m": 4 * 320}]
+        store.compact(grace=0)
 
 
 def test_what_was_acknowledged_outlives_a_sigkill(store: Store):

@@ -130,7 +130,7 @@ def test_runs_read_as_results(uri: str, read: str) -> None:
     parent = found[None, None, None]
     assert re.fullmatch(r"read-00000001: swift groks \d\.\dx sooner than plain", str(parent.info.run_name))
     note = parent.data.tags["mlflow.note.content"].splitlines()
-    assert note[0] == r"### Which of two made-up methods groks \<sooner\>?" and note[2].startswith("**swift groks ")
+    assert note[0] == r"### Which of two made-up methods groks &lt;sooner>?" and note[2].startswith("**swift groks ")
     assert "| swift |" in "".join(note) and len("\n".join(note)) < 8000
     assert {"S.swift.steps", "S.swift.seconds", "detail/S.swift.steps.lo"} <= set(parent.data.metrics)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
     from grokscale.service import Status
+    from grokscale.spec import Resolved
     from grokscale.store import Store
 
 Address = Annotated[
@@ -58,15 +61,16 @@ def submit(
     opened, sweep_id = open_store(store or resolved.experiment.store), resolved.sweep_id
     address = address or resolved.experiment.cluster.address
     client = service.connect(address, seconds=wait, say=say) if address else None
-    if client is None:
-        overrides = [word for one in set_ or () for word in ("--set", one)]
-        command = ["sweep", str(file.resolve()), "--store", opened.root, *overrides]
+    where = ""
+    if service.answered(opened, resolved):
+        typer.echo(f"{sweep_id}: done")
+    elif client is None:
+        command = ["sweep", str(file.resolve()), *_options(opened, data, set_)]
         where = service.detach(opened, sweep_id, command)
+        typer.echo(f"{sweep_id}: {where or 'done'}")
     else:
-        job, fresh = service.submit(resolved, opened, client)
-        where = f"job {job} on {address}" + ("" if fresh else ", submitted before")
-    typer.echo(f"{sweep_id}: {where or 'done'}")
-    if not detach and where:
+        where = _submitted(resolved, opened, client)
+    if not detach:
         _follow(opened, sweep_id, client)
 
 
@@ -121,9 +125,10 @@ def stop(
 
     opened = open_store(store)
     sweep_id = opened.find_sweep(sweep)
-    where = service.stop(opened, sweep_id, _client(address), now=now)
-    if not service.wait_stopped(opened, sweep_id, service.STOP_S):
-        raise GrokscaleError(f"{sweep_id}: {where} has not stopped within {service.STOP_S:.0f} s; --now does not ask")
+    client = _client(address)
+    where = service.stop(opened, sweep_id, client, now=now)
+    if not service.wait_stopped(opened, sweep_id, client):
+        raise GrokscaleError(f"{sweep_id}: {where} was told to stop and has not yet; --now does not ask")
     typer.echo(f"{sweep_id}: stopped ({where}); grokscale resume {sweep_id} goes on")
 
 
@@ -154,12 +159,13 @@ def resume(
         overrides.append(f"search.trials={before + add_trials}")
     resolved = service.again(opened, sweep_id, load_registry, overrides)
     if address:
-        job, fresh = service.submit(resolved, opened, service.connect(address, seconds=wait, say=say))
-        typer.echo(f"{sweep_id}: job {job} on {address}" + ("" if fresh else ", submitted before"))
+        client = service.connect(address, seconds=wait, say=say)
+        _submitted(resolved, opened, client)
+        if not detach:
+            _follow(opened, sweep_id, client)
         return
     if detach:
-        words = [word for one in overrides for word in ("--set", one)]
-        where = service.detach(opened, sweep_id, ["resume", sweep_id, "--store", opened.root, *words])
+        where = service.detach(opened, sweep_id, ["resume", sweep_id, *_options(opened, data, overrides)])
         typer.echo(f"{sweep_id}: {where or 'done'}")
         return
     run_and_print(lambda: resolved, sweep_id, opened)
@@ -171,7 +177,21 @@ def _client(address: str | None) -> JobSubmissionClient | None:
     return service.connect(address, seconds=0.0, say=say) if address else None
 
 
-def _follow(store: Store, sweep_id: str, client: Any) -> None:
+def _options(store: Store, data: Path | None, overrides: Sequence[str] | None) -> list[str]:
+    """The options with which a driver in another process does the same."""
+    folder = ["--data", str(data.resolve())] if data is not None else []
+    return ["--store", store.root, *folder, *(word for one in overrides or () for word in ("--set", one))]
+
+
+def _submitted(resolved: Resolved, store: Store, client: JobSubmissionClient) -> str:
+    from grokscale import service
+
+    where, fresh = service.submit(resolved, store, client)
+    typer.echo(f"{resolved.sweep_id}: {where}{'' if fresh else ', which ran already'}")
+    return where
+
+
+def _follow(store: Store, sweep_id: str, client: JobSubmissionClient | None) -> None:
     from grokscale import service
 
     try:
@@ -182,7 +202,8 @@ def _follow(store: Store, sweep_id: str, client: Any) -> None:
         raise typer.Exit(0) from None
     end = service.status(store, sweep_id, client)
     if end.state != "done":
-        raise GrokscaleError(f"{sweep_id} is {end.state}; grokscale resume {sweep_id} goes on")
+        said = service.last_words(client, sweep_id) if client is not None else ""
+        raise GrokscaleError(f"{sweep_id} is {end.state}; grokscale resume {sweep_id} goes on" + (said and f"\n{said}"))
     from grokscale.report import results_text
 
     typer.echo(results_text(store, sweep_id), nl=False)

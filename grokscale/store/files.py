@@ -12,7 +12,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -128,7 +128,10 @@ class Files:
         """The files of a folder, not of those in it.  hidden: also names that begin with a dot."""
         selector = pafs.FileSelector(self.full(folder), allow_not_found=True)
         try:
-            infos = self.fs.get_file_info(selector)
+            try:
+                infos = self.fs.get_file_info(selector)
+            except FileNotFoundError:  # the folder was made between two looks of pyarrow's own
+                infos = self.fs.get_file_info(selector)
         except OSError as error:
             raise GrokscaleError(f"{self.root}/{folder}: cannot list the store: {error}") from error
         # .<name>.tmp is an append under way, or one that was killed.
@@ -137,6 +140,11 @@ class Files:
             for info in infos
             if info.type == pafs.FileType.File and (hidden or not info.base_name.startswith("."))
         }
+
+    def there(self, paths: Iterable[str]) -> bool:
+        """Whether all of these files are there."""
+        found = self.fs.get_file_info([self.full(path) for path in paths])
+        return all(info.type == pafs.FileType.File for info in found)
 
     def load(self, path: str) -> bytes:
         """The bytes of a file. Raises FileNotFoundError where it is gone."""

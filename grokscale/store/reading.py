@@ -17,7 +17,7 @@ from grokscale.store.generations import Manifest, nothing
 from grokscale.store.relations import distinct, overlay, select, unique
 from grokscale.store.schemas import RULES
 
-_TRIES = 5  # a listing goes stale only when the store is compacted meanwhile
+TRIES = 20  # a listing goes stale only when what was merged away is deleted at the same time
 _KEPT = 32 << 20  # bytes; a generation larger than this is read anew each time, only where it is needed
 
 
@@ -80,7 +80,7 @@ class Reader:
     def _retried(self, look: Callable[[], _T]) -> _T:
         """What `look` returns, tried again where files vanish under it because the store is being compacted."""
         lost = None
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             try:
                 return look()
             except FileNotFoundError as error:

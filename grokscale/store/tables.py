@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 from grokscale.errors import GrokscaleError, InputError, suggest
 from grokscale.store.files import Files
 from grokscale.store.generations import nothing
-from grokscale.store.reading import Reader, Scan
+from grokscale.store.reading import TRIES, Reader, Scan
 from grokscale.store.relations import JOINED, join, matching, per_seed, select, to_rows
 from grokscale.store.schemas import ATTEMPT, LARGE, RULES, SCHEMAS, Rows, to_table
 
@@ -40,6 +40,14 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({self.root!r})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the sweeps that there are, the latest first."""
+        from grokscale.store.show import Shown
+
+        rows = self._read("sweeps").sort_by([("at", "descending"), ("sweep_id", "ascending")])
+        shown = rows.select(["sweep_id", "question", "baseline", "horizon", "at"])
+        return Shown(shown, title=f"Store {self.root.rstrip('/').rpartition('/')[2]}: sweeps")._repr_html_()
 
     def __reduce__(self) -> tuple[Any, ...]:  # to another process goes the place, not what was read from it
         return _reopen, (self.root, self._filesystem)
@@ -158,11 +166,17 @@ class Store:
         said = query.lower()
         computed = "query" in said or "serialized" in said  # functions that take the name of a view as a text
         spared = {name for name in LARGE if name not in said and not computed}
-        with self._lock:
-            scans = {
-                name: Scan(rows=nothing(name)) if name in spared else self._readers[name].scan() for name in SCHEMAS
-            }
-        return run(query, self._files, scans, memory=memory)
+        for _ in range(TRIES):
+            with self._lock:
+                scans = {
+                    name: Scan(rows=nothing(name)) if name in spared else self._readers[name].scan() for name in SCHEMAS
+                }
+            try:
+                return run(query, self._files, scans, memory=memory)
+            except (FileNotFoundError, InputError):
+                if self._files.there(piece for scan in scans.values() for piece in scan.pieces):
+                    raise
+        raise GrokscaleError(f"{self.root}: files vanish while a query reads them; compact with a longer grace")
 
     def compact(self, tables: Iterable[str] = tuple(SCHEMAS), *, grace: float = GRACE) -> list[Compacted]:
         """Merges the parts of each table into larger, sorted files, while others append and read.

@@ -17,18 +17,6 @@ from grokscale.tasks import (
     toy,
 )
 
-TASKS: dict[str, TaskEntry] = {
-    t.name: t for t in (
-        *parity.TASKS,
-        *modular.TASKS,
-        *composite.TASKS,
-        *permutations.TASKS,
-        *sequences.TASKS,
-        *toy.TASKS,
-        *relabelled.TASKS,
-        *curriculum.TASKS,
-        *mnist.TASKS,
-        *imdb.TASKS,
-        *qm9.TASKS,
-    )
-}  # fmt: skip
+FAMILIES = (
+    parity, modular, composite, permutations, sequences, toy, relabelled, curriculum, mnist, imdb, qm9)  # fmt: skip
+TASKS: dict[str, TaskEntry] = {t.name: t for family in FAMILIES for t in family.TASKS}

@@ -1,0 +1,230 @@
+"""The verbs for sweeps without a terminal, on real drivers in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grokscale import registry, service
+from grokscale.control import holder, locked
+from grokscale.errors import GrokscaleError
+from grokscale.spec import Resolved, parse
+from grokscale.store import Store
+from tests.test_cli import GROKSCALE, environment
+from tests.test_sweep import replicas_of, trained_twice, trials_of
+
+PATIENCE_S = 400.0  # only a failure takes as long
+TABLES: dict[str, Any] = {
+    "name": "tiny",
+    "question": "Does a sweep without a terminal lose anything?",
+    "baseline": "plain",
+    "horizon": 800,
+    "tracking": "none",
+    "eval": {"every": "2%", "min": 25, "examples": 200},
+    "task": {"name": "parity", "n": 20, "k": 2, "n_train": 100, "n_val": 200, "n_test": 200},
+    "model": {"name": "mlp2", "width": 16},
+    "optimiser": {"name": "sgd", "batch": 32, "decay": "inside"},
+    "space": {
+        "lr": {"low": 0.05, "high": 0.6, "log": True, "default": 0.1},
+        "wd": {"low": 1e-2, "high": 4e-2, "log": True, "default": 0.03},
+    },
+    "arm": [{"name": "plain", "method": "none"}, {"name": "hot", "method": "none", "default": {"lr": 0.5}}],
+    "search": {"trials": 4, "seeds": 2, "parallel": 2},
+    "race": {"seeds": 0},
+    "confirm": {"seeds": 2},
+    "resources": {"lanes": 2},
+}
+
+
+def resolved(**changes: Any) -> Resolved:
+    experiment = parse({**TABLES, **changes})
+    return experiment.resolve(registry.load(experiment.plugin))
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "tiny.json"
+    path.write_text(resolved(**changes).experiment.to_json())
+    return path
+
+
+def verb(folder: Path, *words: str, code: int = 0) -> str:
+    """What a verb prints on both streams; its exit code is checked."""
+    done = subprocess.run(
+        [*GROKSCALE, *words], cwd=folder, capture_output=True, text=True, env=environment(), timeout=PATIENCE_S,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@contextmanager
+def watched(folder: Path, *words: str) -> Iterator[Iterator[str]]:
+    """The lines of a verb that goes on, as they come."""
+    process = subprocess.Popen(
+        [*GROKSCALE, *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+    )
+    assert process.stdout is not None
+    try:
+        yield iter(process.stdout)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def until(lines: Iterator[str], text: str, times: int = 1) -> None:
+    for line in lines:
+        times -= text in line
+        if not times:
+            return
+    raise AssertionError(f"{text!r} never came")
+
+
+def pid_of(store: Store, sweep_id: str) -> int:
+    held = holder(store.sweep_dir(sweep_id) / "lock")
+    assert held is not None and held.here
+    return held.pid
+
+
+def wait_gone(pid: int) -> None:
+    """Until a process that is not our child has ended: its pidfd becomes readable."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([descriptor], [], [], PATIENCE_S)[0], f"process {pid} lives on"
+    finally:
+        os.close(descriptor)
+
+
+def leave_no_driver(folder: Path) -> None:
+    """A detached driver outlives a test that fails: not here."""
+    for lock in folder.glob("runs/sweeps/*/lock"):
+        if (held := holder(lock)) is not None:
+            os.kill(held.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    leave_no_driver(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A sweep that was submitted, followed and left alone: its folder, and all that submit printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    try:
+        yield folder, verb(folder, "submit", str(write(folder)))
+    finally:
+        leave_no_driver(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(whole: tuple[Path, str]) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """(trials, replicas) as a sweep has them that nothing happened to."""
+    store = Store(whole[0] / "runs")
+    return trials_of(store, resolved().sweep_id), replicas_of(store)
+
+
+def test_submit_follows_to_the_answer(whole: tuple[Path, str], undisturbed: tuple[Any, Any]) -> None:
+    folder, said = whole
+    sweep_id = resolved().sweep_id
+    assert f"{sweep_id}: process " in said
+    assert "phase search" in said and "phase confirm" in said and "Speed-up over plain" in said
+    assert f"{sweep_id}: done\n" in verb(folder, "status")
+    assert "4/4" in verb(folder, "status", "tiny")
+    assert f"{sweep_id}: done" in verb(folder, "submit", str(folder / "tiny.json"), "--detach")
+    assert sweep_id in (listed := verb(folder, "list")) and " done " in listed
+
+
+def test_stopped_killed_and_resumed_is_as_undisturbed(place: Path, undisturbed: tuple[Any, Any]) -> None:
+    file, store, sweep_id = write(place), Store(place / "runs"), resolved().sweep_id
+
+    first = verb(place, "submit", str(file), "--detach")
+    again = verb(place, "submit", str(file), "--detach")
+    assert first == again == f"{sweep_id}: process {pid_of(store, sweep_id)} on {os.uname().nodename}\n"
+    with watched(place, "logs", "-f") as lines:
+        until(lines, ": ended, objective")
+    running = verb(place, "status")
+    assert f"{sweep_id}: running, process {pid_of(store, sweep_id)}" in running and "search" in running
+    assert " running " in verb(place, "list")
+    pid = pid_of(store, sweep_id)
+    assert f"{sweep_id}: stopped (process {pid} on" in verb(place, "stop")
+    assert holder(store.sweep_dir(sweep_id) / "lock") is None
+    wait_gone(pid)
+    assert f"{sweep_id}: stopped; grokscale resume" in verb(place, "status")
+    assert "no driver runs" in verb(place, "stop", code=1)
+    assert 0 < store.replicas().num_rows < len(undisturbed[1])
+
+    verb(place, "resume", "--detach")
+    pid = pid_of(store, sweep_id)
+    with watched(place, "logs", "-f") as lines:
+        until(lines, ": ended, objective", 4)  # of before too: a log goes on
+        os.kill(pid, signal.SIGKILL)
+    wait_gone(pid)
+    assert f"{sweep_id}: stopped; " in verb(place, "status")
+    assert store.replicas().num_rows < len(undisturbed[1]), "it was to be killed half-way"
+
+    verb(place, "resume")
+    assert f"{sweep_id}: done\n" in verb(place, "status")
+    assert (trials_of(store, sweep_id), replicas_of(store)) == undisturbed
+    assert trained_twice(store) == []
+    assert not list((place / "runs/checkpoints").iterdir())
+
+
+def test_resume_adds_trials_and_refuses_another_sweep(whole: tuple[Path, str], undisturbed: tuple[Any, Any]) -> None:
+    folder, store, sweep_id = whole[0], Store(whole[0] / "runs"), resolved().sweep_id
+    for change in ("space.lr.high=0.7", "horizon=900", "task.k=3"):
+        said = verb(folder, "resume", "--set", change, code=2)
+        assert f"--set {change}: would make it another sweep" in said and "may change: search.trials" in said
+    assert "did you mean 'trials'" in verb(folder, "resume", "--set", "search.trails=5", code=2)
+    assert replicas_of(store) == undisturbed[1]
+    verb(folder, "resume", "--add-trials", "1")
+    assert "5/5" in verb(folder, "status")
+    assert undisturbed[0].items() <= trials_of(store, sweep_id).items()
+    assert undisturbed[1].items() <= replicas_of(store).items() and trained_twice(store) == []
+    longer = service.again(store, sweep_id, registry.load)
+    assert longer.experiment.search.trials == 5
+
+
+def test_a_longer_sweep_is_not_done_before_it_ran(tmp_path: Path) -> None:
+    from grokscale.control import has_ended, mark_ended
+
+    mark_ended(tmp_path, resolved().experiment.to_json())
+    assert has_ended(tmp_path, resolved().experiment.to_json())
+    assert not has_ended(tmp_path, resolved(search={"trials": 5, "seeds": 2}).experiment.to_json())
+
+
+def test_a_driver_that_cannot_begin_says_why(tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    with pytest.raises(GrokscaleError, match=r"(?s)ended with code 2:.*nowhere\.toml"):
+        service.detach(store, "some-00000000", ["sweep", str(tmp_path / "nowhere.toml")])
+
+
+def test_a_sweep_of_another_machine_is_left_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    lock = store.sweep_dir("some-00000000") / "lock"
+    with locked(lock, "some-00000000"):
+        lock.write_text("process 1 on elsewhere\n")
+        with pytest.raises(GrokscaleError, match="is run by process 1 on elsewhere: stop it there"):
+            service.stop(store, "some-00000000", now=True)
+
+
+def test_no_cluster_is_said_within_the_limit(tmp_path: Path) -> None:
+    """Port 1 answers nobody."""
+    said = verb(tmp_path, "submit", str(write(tmp_path)), "--address", "http://127.0.0.1:1", "--wait", "1", code=1)
+    assert "waiting for a Ray cluster at http://127.0.0.1:1 (at most 1 s)" in said
+    assert "no Ray cluster answers at http://127.0.0.1:1" in said and "GROKSCALE_ADDRESS" in said
+    assert "Traceback" not in said and not (tmp_path / "runs/sweeps").exists()
+    assert "must be the job server's" in verb(tmp_path, "list", "--address", "127.0.0.1:6379", code=2)
+
+
