@@ -27,10 +27,17 @@ STEPS = 12  # more than the warm-up of the learning rate, so that every arm move
 # Sizes at which a step costs a millisecond; options that are not here stay as the file has them.
 TASKS: dict[str, dict[str, Any]] = {
     "parity": {"n": 12, "k": 2, "n_train": 60, "n_val": 40, "n_test": 40},
+    "parity-relabelled": {
+        "n": 12, "k": 2, "n_train": 60, "n_val": 40, "n_test": 40, "relabel": 4, "phases": 2},
     "modular-pairs": {"p": 11},
     "modular-tokens": {"p": 11},
+    "modular-relabelled": {"p": 11, "relabel": 4, "phases": 2},
+    "modular-curriculum": {"p": 11, "start": 6, "grow": 6},
     "modular-composite": {"p": 11},
     "modular-composite-5": {"p": 3},
+    "sort": {"values": 3, "length": 3, "rows": 80},
+    "reverse": {"values": 3, "length": 3, "rows": 80},
+    "reachability": {"nodes": 4, "edges": 3, "rows": 80},
     "toy": {"n_train": 60, "n_val": 40, "n_test": 40},
     "mnist": {"n_train": 30, "n_val": 20, "side": 6},
     "imdb": {"rows": 80, "n_val": 30, "vocabulary": 12, "length": 8},
