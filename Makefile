@@ -14,7 +14,7 @@ demo: $(READY)
 	$(BIN)/grokscale sweep experiments/quickstart.toml
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

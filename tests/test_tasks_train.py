@@ -26,7 +26,7 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "modular-tokens": ({"p": 7, "op": "x2+xy+y2"}, DECODER, ADAM),
     "modular-composite": ({"p": 7}, DECODER, ADAM),
     "modular-composite-5": ({"p": 3}, {"dim": 32, "heads": 2}, {**ADAM, "lr": 5e-3}),
-    "permutations": ({"fraction": 0.02}, DECODER, {**ADAM, "wd": 0.1}),
+    "permutations": ({"fraction": 0.02}, {"dim": 32, "heads": 2}, {**ADAM, "wd": 0.1}),
     "parity-relabelled": (
         {"n": 10, "k": 2, "n_train": 100, "n_val": 50, "n_test": 50, "relabel": 500}, {"width": 16},
         {"lr": 0.1, "batch": 16}),

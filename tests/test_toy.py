@@ -211,6 +211,20 @@ def test_full_batch_training_is_the_printed_recursion() -> None:
                 assert lanes.stacked["params"]["w"][..., 0].numpy() == pytest.approx(np.stack(w), abs=1e-6)
 
 
+def test_the_natural_gradient_is_the_newton_form() -> None:
+    """w(k) = (1 - eta)^k w(0) + (1 - (1 - eta)^k) w_ols, with the least squares solution of the seed's own rows."""
+    program = Program(trial(TABLES, "ngd-toy", precision="fp64", validation=0.0), REGISTRY, "cpu")
+    lanes = Lanes(program, [3, 4], [0, 1])
+    data = [program.task.splits(seed, 0.0).train for seed in (3, 4)]
+    best = np.stack([np.linalg.lstsq(d.x.numpy().astype(float), d.y.numpy().astype(float))[0] for d in data])
+    with torch.no_grad():
+        for step in range(1, 61):
+            lanes.step(step)
+            left = 0.9**step
+            expected = left * np.array([0.5, 5.0]) + (1 - left) * best
+            assert lanes.stacked["params"]["w"][..., 0].numpy() == pytest.approx(expected, abs=1e-6)
+
+
 def test_measured_accuracy_lies_on_the_overlay() -> None:
     """20,000 training rows: the plateau's end and the fall, against the curve of infinitely many rows."""
     task = {**TABLES["task"], "n_train": 20_000}
