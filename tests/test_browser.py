@@ -95,7 +95,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Address of the report of a finished sweep whose name and question are an attack."""
     root = tmp_path_factory.mktemp("report")
     store = Store(root / "runs")
-    paper = {"id": EVIL, "claim": "speedup", "value": 5.0, "arm": "swift", "source": EVIL}
+    paper = {"id": "evil", "claim": "speedup", "value": 5.0, "arm": "swift", "source": EVIL}
     changes = {"name": EVIL, "question": f"Which groks sooner? {EVIL}", "paper": [paper]}
     synthetic.confirmed(store, experiment=synthetic.EXPERIMENT | changes, git_sha=EVIL)
     varied(store)

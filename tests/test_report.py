@@ -311,6 +311,22 @@ def test_bars_are_the_stored_speed_ups_with_what_was_published(store: Store) -> 
     assert np.concatenate(diamonds).tolist() == [[5.0, 0.0], [2.5, 2.0]]  # pyright: ignore[reportArgumentType]
     page = Page(report.html(store))
     assert "Published values" in page.text and "table <2>" in page.text
+    for row in shown.papers:
+        assert row["id"] in page.text and row["verdict"] in page.text
+
+
+def test_the_page_has_the_practice_baseline_and_the_endpoints_of_the_text(store: Store) -> None:
+    endpoint = {"name": "final", "metric": "test_acc"}
+    changes = {"endpoint": [endpoint], "practice": ["shaky"]}
+    synthetic.confirmed(store, experiment=synthetic.EXPERIMENT | changes, practice="shaky")
+    page = Page(report.html(store)).text
+    assert "Speed-up over shaky, in practice" in page and "Endpoints over plain" in page
+    shown = view.collect(store)
+    assert shown.over_practice and not isinstance(shown.endpoints, str)
+    over = text.practice_view(shown)
+    assert over is not None
+    for row in text.speedup_table(over)[1]:
+        assert all(cell in page for cell in row)
 
 
 def test_bars_without_an_interval_are_pale_and_a_sweep_without_any_is_refused(store: Store) -> None:

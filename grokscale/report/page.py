@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from grokscale.report import bars, figures, landscape, origins, text
+from grokscale.report import asked, figures, landscape, origins, text
 from grokscale.report.pictures import Picture, pictures
 from grokscale.report.view import SweepView
-from grokscale.report.words import count, knobs, number, ratio
+from grokscale.report.words import count, knobs, number
 
 if TYPE_CHECKING:
     from grokscale.store import Store
@@ -93,7 +93,7 @@ def _confirmed(view: SweepView, drawn: Sequence[Picture]) -> list[str]:
         parts.append(f"<h2>Speed-up over {escape(view.baseline)}</h2>{table}")
         parts += [f'<p class="note">{escape(note)}</p>' for note in text.speedup_notes(view)]
         parts += _of(drawn, "speedups")
-        parts += _published(view)
+    parts += _asked(view)
     if any(arm.rows for arm in view.arms):
         parts += _section("Time to grok", _of(drawn, "survival"))
         if view.speedups:
@@ -108,15 +108,25 @@ def _confirmed(view: SweepView, drawn: Sequence[Picture]) -> list[str]:
     return parts
 
 
-def _published(view: SweepView) -> list[str]:
-    """The speed-ups that papers print, beside ours on the same clock."""
-    rows = []
-    for claim in bars.claims(view):
-        ours = next((r for r in text.of_clock(view, claim.clock) if r["arm"] == claim.arm), None)
-        mine = ["-", "-"] if ours is None else [ratio(ours["s"], 2), text.interval(ours)]
-        rows.append([claim.id, claim.source, claim.arm, claim.clock, ratio(claim.s, 2), *mine])
-    head = ["id", "source", "arm", "clock", "published", "S here", "95 % interval"]
-    return [f"<h2>Published values</h2>{_table((head, rows), left=1)}"] if rows else []
+def _asked(view: SweepView) -> list[str]:
+    """What the experiment asked besides: the practice baseline, endpoints, published values."""
+    parts = []
+    if over := text.practice_view(view):
+        parts.append(f"<h2>Speed-up over {escape(over.baseline)}, in practice</h2>")
+        parts.append(_table(text.speedup_table(over), left=1))
+    if isinstance(view.endpoints, str):
+        parts.append(f'<p class="note">Endpoints: not yet. {escape(view.endpoints)}</p>')
+    else:
+        for baseline in dict.fromkeys(row["baseline"] for row in view.endpoints):
+            table = asked.endpoint_table([row for row in view.endpoints if row["baseline"] == baseline])
+            parts.append(f"<h2>Endpoints over {escape(baseline)}</h2>{_table(table)}")
+            parts.append('<p class="note">Above 0, or above 1x, is better.</p>')
+    if view.papers:
+        header, rows = asked.paper_table(view.papers)
+        lines = [[row["id"], row["source"], *cells[1:]] for row, cells in zip(view.papers, rows, strict=True)]
+        parts.append(f"<h2>Published values</h2>{_table(([header[0], 'source', *header[1:]], lines), left=1)}")
+        parts += [f'<p class="note">{escape(row["id"])}: {escape(row["why"])}</p>' for row in view.papers if row["why"]]
+    return parts
 
 
 def _search(view: SweepView, drawn: Sequence[Picture]) -> list[str]:
