@@ -90,6 +90,18 @@ def run_sweep(
         return replace(result, behind=behind)
 
 
+def introduce(resolved: Resolved, store: Store) -> None:
+    """The sweep's own row: written once, and again where what may change (trials, seeds, limits) has changed."""
+    x = resolved.experiment
+    row = {
+        "sweep_id": resolved.sweep_id, "name": x.name, "question": x.question, "baseline": x.baseline,
+        "horizon": resolved.horizon, "experiment_json": x.to_json(),
+    }  # fmt: skip
+    known = store.rows("sweeps", sweep_id=resolved.sweep_id)
+    if not known or any(known[0][name] != value for name, value in row.items()):
+        store.append("sweeps", [{**row, "version": package_version()}])
+
+
 @dataclass
 class _Sweep:
     resolved: Resolved
@@ -113,7 +125,7 @@ class _Sweep:
     def run(self) -> SweepResult:
         log.info("sweep %s, grokscale %s, process %d", self.sweep_id, package_version(), os.getpid())
         self.say("reading the store")
-        self._introduce()
+        introduce(self.resolved, self.store)
         if self.uri is not None:
             self._mirror = Mirror(self.store, self.sweep_id, self.uri)
         self.ledger = Ledger(self.store, self.sweep_id)
@@ -133,17 +145,6 @@ class _Sweep:
             self._answer()
         tau = self._plan["tau"] if self._plan else None
         return SweepResult(self.sweep_id, phases.trained, phases.reused, tau, tuple(self.failures))
-
-    def _introduce(self) -> None:
-        """The sweep's own row: written once, and again where what may change (trials, seeds, limits) has changed."""
-        x = self.experiment
-        row = {
-            "sweep_id": self.sweep_id, "name": x.name, "question": x.question, "baseline": x.baseline,
-            "horizon": self.resolved.horizon, "experiment_json": x.to_json(),
-        }  # fmt: skip
-        known = self.store.rows("sweeps", sweep_id=self.sweep_id)
-        if not known or any(known[0][name] != value for name, value in row.items()):
-            self.store.append("sweeps", [{**row, "version": package_version()}])
 
     def _phases(self) -> Iterator[PhaseDesk]:
         """Search, race, confirm; each is made when the one before is through.
