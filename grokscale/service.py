@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import shlex
@@ -248,6 +249,8 @@ def connect(address: str, *, seconds: float, say: Callable[[str], None]) -> JobS
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise GrokscaleError(f"Ray Jobs are missing ({error}): pip install 'grokscale[cluster]'") from error
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # they tell of every upload
     problem, told = "", False
     for _ in _every(1.0, seconds):
         try:
@@ -277,22 +280,29 @@ def submit(resolved: Resolved, store: Store, client: JobSubmissionClient) -> tup
     sweep_id = resolved.sweep_id
     if where := driver(store, sweep_id, client):
         return where, False
+    from grokscale.sweep import introduce
+
+    introduce(resolved, store)  # so that it can be asked for while it waits
     words = ["python", "-m", "grokscale.cli", "sweep", "sweep.json", "--store", store.root]
     stopping = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": f"{STOP_S:.0f}"}
     with tempfile.TemporaryDirectory() as folder:
         _pack(resolved, Path(folder))
-        try:
-            if _job(client, sweep_id) is not None:
-                client.delete_job(sweep_id)  # ended: the id is free for the next try
-            client.submit_job(
-                entrypoint=shlex.join(words), submission_id=sweep_id,
-                runtime_env={"working_dir": folder, "env_vars": stopping},
-                metadata={"name": resolved.experiment.name, "question": resolved.experiment.question[:200]},
-            )  # fmt: skip
-        except (OSError, RuntimeError) as error:
-            if _job(client, sweep_id) in LIVE:  # another submit was quicker
-                return driver(store, sweep_id, client), False
-            raise GrokscaleError(f"the cluster does not take the job of {sweep_id}: {_first_line(error)}") from error
+        for _ in _every(1.0, KILL_S):  # Ray keeps the name of a job's keeper for a moment after the job has ended
+            try:
+                if _job(client, sweep_id) is not None:
+                    client.delete_job(sweep_id)  # ended: the id is free for the next try
+                client.submit_job(
+                    entrypoint=shlex.join(words), submission_id=sweep_id,
+                    runtime_env={"working_dir": folder, "env_vars": stopping},
+                    metadata={"name": resolved.experiment.name, "question": resolved.experiment.question[:200]},
+                )  # fmt: skip
+            except (OSError, RuntimeError) as error:
+                if _job(client, sweep_id) in LIVE:  # another submit was quicker
+                    return driver(store, sweep_id, client), False
+                text = f"the cluster does not take the job of {sweep_id}: {_first_line(error)}"
+                raise GrokscaleError(text) from error
+            if "is already taken" not in last_words(client, sweep_id):
+                break
     return f"job {sweep_id}", True
 
 

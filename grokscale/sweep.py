@@ -91,6 +91,19 @@ def run_sweep(
         return replace(result, behind=behind)
 
 
+def introduce(resolved: Resolved, store: Store) -> None:
+    """The sweep's own row: written once, and again where a longer sweep or other words are asked for."""
+    x = resolved.experiment
+    spaces = {arm.name: {knob: described(range_) for knob, range_ in arm.space.items()} for arm in resolved.arms}
+    row = {
+        "sweep_id": resolved.sweep_id, "name": x.name, "question": x.question, "baseline": x.baseline,
+        "horizon": resolved.horizon, "experiment_json": x.to_json(), "spaces_json": canonical_json(spaces),
+    }  # fmt: skip
+    known = store.rows("sweeps", sweep_id=resolved.sweep_id)
+    if not known or _asked(known[0]) != _asked(row):
+        store.append("sweeps", [{**row, "version": package_version()}])
+
+
 @dataclass
 class _Sweep:
     resolved: Resolved
@@ -114,7 +127,7 @@ class _Sweep:
     def run(self) -> SweepResult:
         log.info("sweep %s, grokscale %s, process %d", self.sweep_id, package_version(), os.getpid())
         self.say("reading the store")
-        self._introduce()
+        introduce(self.resolved, self.store)
         if self.uri is not None:
             self._mirror = Mirror(self.store, self.sweep_id, self.uri)
         self.ledger = Ledger(self.store, self.sweep_id)
@@ -134,19 +147,6 @@ class _Sweep:
             self._answer()
         tau = self._plan["tau"] if self._plan else None
         return SweepResult(self.sweep_id, phases.trained, phases.reused, tau, tuple(self.failures))
-
-    def _introduce(self) -> None:
-        """The sweep's own row: written once, and again where a longer sweep or other words are asked for."""
-        x = self.experiment
-        arms = self.resolved.arms
-        spaces = {arm.name: {knob: described(range_) for knob, range_ in arm.space.items()} for arm in arms}
-        row = {
-            "sweep_id": self.sweep_id, "name": x.name, "question": x.question, "baseline": x.baseline,
-            "horizon": self.resolved.horizon, "experiment_json": x.to_json(), "spaces_json": canonical_json(spaces),
-        }  # fmt: skip
-        known = self.store.rows("sweeps", sweep_id=self.sweep_id)
-        if not known or _asked(known[0]) != _asked(row):
-            self.store.append("sweeps", [{**row, "version": package_version()}])
 
     def _phases(self) -> Iterator[PhaseDesk]:
         """Search, race, confirm; each is made when the one before is through.

@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -29,8 +30,9 @@ SETTINGS = {  # read when Ray is imported and by the processes that it starts
 }
 for _name, _value in SETTINGS.items():
     os.environ.setdefault(_name, _value)
-if "RAY_ADDRESS" not in os.environ:  # a Ray of our own, on this machine, gone with us: who reaches it is us
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+if not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & os.environ.keys():
+    # A Ray of our own listens on every interface of this machine: what we start, and nobody else, has its token.
+    os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
 
 import ray  # noqa: E402
 from ray import tune  # noqa: E402

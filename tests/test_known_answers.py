@@ -261,5 +261,6 @@ def test_presets_are_the_papers() -> None:
         "window": 100, "lam": 5.0, "warmup": True, "filter_type": "mean", "two_stage": 0, "buffer": "same", **common}
     common = {"layers": "mlp", "switch": 0.95, "sticky": True}
     assert defaults["egd"] == {
-        "form": "clamp", "eps": 1e-6, "rtol": 0.0, "polar": "auto", "blocks": 1, "refresh": 1, **common}
+        "form": "clamp", "eps": 1e-6, "rtol": 0.0, "polar": "auto", "blocks": 1, "refresh": 1, "watch": "accuracy",
+        **common}
     assert defaults["egd-colnorm"] == {"floor": 0.01, "axis": "neuron", **common}

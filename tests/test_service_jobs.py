@@ -1,0 +1,106 @@
+"""The same verbs on a Ray cluster: a real head on loopback, with a token, and real jobs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from grokscale.store import Store
+from tests.hosts import RayHosts, ray_hosts
+from tests.test_cli import environment
+from tests.test_service import resolved, until, verb, watched, write
+from tests.test_sweep import replicas_of, trained_twice
+
+pytest.importorskip("ray.dashboard.optional_deps", reason="Ray Jobs need ray[default]")
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "planted-aws-5d1c", "MLFLOW_TRACKING_PASSWORD": "planted-mlflow-77aa",
+    "GITHUB_TOKEN": "planted-github-e0f9", "MY_PASSWORD": "planted-own-3b3b",
+}  # fmt: skip
+PLUGIN = """
+import pathlib, grokscale
+with pathlib.Path({seen!r}).open("a") as file:
+    file.write(grokscale.__file__ + chr(10))
+"""
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[RayHosts]:
+    with ray_hosts(1) as one:
+        yield one
+
+
+@pytest.fixture
+def client_environment(hosts: RayHosts) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        hosts.admit(patch)
+        for name, value in {**SECRETS, "GROKSCALE_ADDRESS": hosts.address}.items():
+            patch.setenv(name, value)
+        yield
+
+
+def test_a_sweep_as_a_job(
+    hosts: RayHosts, client_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Submitted twice, stopped, resumed; what travels, and what does not."""
+    (tmp_path / "travelling.py").write_text(PLUGIN.format(seen=str(tmp_path / "seen")))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    changes = {"plugin": "travelling"}
+    file, sweep_id = write(tmp_path, **changes), resolved(**changes).sweep_id
+    (tmp_path / "seen").unlink()
+    store = Store(tmp_path / "runs")
+
+    assert verb(tmp_path, "submit", str(file), "--detach") == f"{sweep_id}: job {sweep_id}\n"
+    again = verb(tmp_path, "submit", str(file), "--detach")
+    assert again.startswith(f"{sweep_id}: ") and again.endswith(", which ran already\n")
+    with watched(tmp_path, "logs", "tiny", "-f") as lines:
+        until(lines, ": ended, objective")
+    assert f"{sweep_id}: running, " in verb(tmp_path, "status")
+    assert f"{sweep_id}: stopped (job {sweep_id}); " in verb(tmp_path, "stop")
+    assert f"{sweep_id}: stopped; " in verb(tmp_path, "status")
+    before = replicas_of(store)
+    assert before and not store.table("speedups").num_rows
+    jobs = [path.read_text(errors="replace") for path in hosts.folder.rglob("job-driver-*.log")]
+    assert len(jobs) == 1 and "everything so far is saved" in jobs[0]
+
+    said = verb(tmp_path, "resume", "tiny")
+    assert f"{sweep_id}: job {sweep_id}\n" in said and "Speed-up over plain" in said
+    assert f"{sweep_id}: done\n" in verb(tmp_path, "status")
+    assert before.items() <= replicas_of(store).items() and trained_twice(store) == []
+    assert not list((tmp_path / "runs/checkpoints").iterdir())
+
+    seen = set((tmp_path / "seen").read_text().split())
+    travelled = [path for path in seen if str(hosts.folder) in path]
+    assert travelled and all("runtime_resources" in path for path in travelled), seen
+
+    info = str(hosts.client().get_job_info(sweep_id))
+    assert sweep_id in info
+    planted = [value.encode() for value in SECRETS.values()]
+    assert not any(value in info.encode() for value in planted)
+    places = [*(tmp_path / "runs").rglob("*"), *hosts.folder.rglob("*")]
+    texts = [path for path in places if path.is_file() and not path.is_symlink()]
+    assert len(texts) > 20
+    assert [path for path in texts if any(value in path.read_bytes() for value in planted)] == []
+
+
+def test_a_job_that_fails_says_why(
+    client_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its plugin cannot be imported where the job runs."""
+    (tmp_path / "homesick.py").write_text("assert 'runtime_resources' not in __file__, 'planted'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = verb(tmp_path, "submit", str(write(tmp_path, plugin="homesick")), code=1)
+    assert "is stopped; grokscale resume" in said and "planted" in said.partition("goes on")[2]
+
+
+def test_without_the_token_a_cluster_refuses(hosts: RayHosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*hosts.token, "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    said = verb(tmp_path, "submit", str(write(tmp_path)), "--address", hosts.address, code=1)
+    assert "refuses" in said and "RAY_AUTH_TOKEN_PATH" in said and "Traceback" not in said
+    token = Path(hosts.token["RAY_AUTH_TOKEN_PATH"])
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert os.environ.keys() >= {"PATH"} and token.read_text() not in str(environment())
