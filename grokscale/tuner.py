@@ -7,11 +7,13 @@ start gets a fresh Tuner and none is ever restored.
 from __future__ import annotations
 
 import fcntl
+import importlib
 import logging
 import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +35,8 @@ for _name, _value in SETTINGS.items():
 if not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & os.environ.keys():
     # A Ray of our own listens on every interface of this machine: what we start, and nobody else, has its token.
     os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+    if "ray" in sys.modules:  # imported before us, it has read another mode
+        importlib.import_module("ray._raylet").Config.initialize("")
 
 import ray  # noqa: E402
 from ray import tune  # noqa: E402

@@ -482,7 +482,8 @@ def test_the_chain_is_the_twins_in_a_row() -> None:
     spec = resolve_file(file, short, registry=lambda _: REGISTRY).trial("egd+grokfast-ema", {"lr": 0.01})
     every = {"every": 0.02, "min": 10, "examples": 1024}
     spec = dataclasses.replace(spec, precision="fp64", threshold=1.1, eval=every)
-    knobs = {part["name"]: {k: v for k, v in part.items() if k not in ("name", "layers", "watch")} for part in spec.method}
+    twinless = ("name", "layers", "watch")
+    knobs = {part["name"]: {k: v for k, v in part.items() if k not in twinless} for part in spec.method}
     egd = {"threshold" if k == "switch" else k: v for k, v in knobs["egd"].items()}
 
     def both() -> Any:

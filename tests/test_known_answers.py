@@ -259,8 +259,7 @@ def test_presets_are_the_papers() -> None:
     assert defaults["grokfast-ema"] == {"alpha": 0.98, "lam": 2.0, "init": "first_grad", **common}
     assert defaults["grokfast-ma"] == {
         "window": 100, "lam": 5.0, "warmup": True, "filter_type": "mean", "two_stage": 0, "buffer": "same", **common}
-    common = {"layers": "mlp", "switch": 0.95, "sticky": True}
+    common = {"layers": "mlp", "switch": 0.95, "sticky": True, "watch": "accuracy"}
     assert defaults["egd"] == {
-        "form": "clamp", "eps": 1e-6, "rtol": 0.0, "polar": "auto", "blocks": 1, "refresh": 1, "watch": "accuracy",
-        **common}
+        "form": "clamp", "eps": 1e-6, "rtol": 0.0, "polar": "auto", "blocks": 1, "refresh": 1, **common}
     assert defaults["egd-colnorm"] == {"floor": 0.01, "axis": "neuron", **common}

@@ -17,7 +17,7 @@ from grokscale.desk import Ledger, Phases
 from grokscale.search import Ended, SearchPlan, Winner
 from grokscale.spec import Resolved, seed_for
 from grokscale.store import Store
-from grokscale.sweep import _Sweep
+from grokscale.sweep import _Sweep, introduce
 from tests.test_search import resolved, work
 
 importlib.import_module("optuna.importance")  # may bring scikit-learn, whose import draws from Python's generator
@@ -33,7 +33,7 @@ def swept(one: Resolved, root: Path) -> Store:
     store = Store(root)
     with Stop(None) as stop:
         sweep = _Sweep(one, store, stop, lambda progress: None, None)
-        sweep._introduce()
+        introduce(one, store)
         sweep.ledger = Ledger(store, one.sweep_id)
         phases = Phases(sweep._phases())
         while not phases.through and (taken := phases.take()) is not None:
