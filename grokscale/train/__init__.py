@@ -11,6 +11,7 @@ lane sees, until the next evaluation takes it out as `diverged`.
 
 from __future__ import annotations
 
+from grokscale.train import heap
 from grokscale.train.lanes import Lanes, lanes_for
 from grokscale.train.pack import METRICS, Evaluation, next_evaluation
 from grokscale.train.program import Program, compiler
@@ -19,3 +20,5 @@ from grokscale.train.run import packs, timing, train
 __all__ = [
     "METRICS", "Evaluation", "Lanes", "Program", "compiler", "lanes_for", "next_evaluation", "packs", "timing", "train",
 ]  # fmt: skip
+
+heap.keep()
