@@ -22,6 +22,8 @@ from grokscale.cli.base import (
     write_file,
 )
 
+EXPERIMENTS = Path("experiments")
+
 
 @app.command()
 def results(
@@ -78,11 +80,24 @@ def report(
     sweep: Sweep = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
     figures: Annotated[Path | None, option(metavar="DIR", help="Also every figure, as SVG and PNG.")] = None,
+    scoreboard: Annotated[
+        bool, typer.Option("--scoreboard", help="Published values against measured: SCOREBOARD.md, not a page.")
+    ] = False,
+    experiments: Annotated[Path, typer.Option(help="Folder of the files that --scoreboard is about.")] = EXPERIMENTS,
     store: StorePath = None,
 ) -> None:
-    """Write a sweep's tables and figures as one HTML page."""
+    """Write a sweep's tables and figures as one HTML page.
+
+    With --scoreboard the store is results/ in the folder of the experiments, if no other is named.
+    """
     from grokscale import report as reports
 
+    if scoreboard:
+        files = reports.scoreboard_files(open_store(store or str(experiments / "results")), experiments)
+        for path, data in files.items():
+            write_file(path, data)
+            typer.echo(str(path))
+        return
     opened = open_store(store)
     files = {output: reports.html(opened, sweep).encode()}
     if figures is not None:

@@ -14,6 +14,8 @@ from grokscale.report.text import results_text
 from grokscale.report.view import SweepView, collect
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.figure import Figure
 
     from grokscale.store import Store
@@ -26,6 +28,7 @@ __all__ = [
     "figure_files",
     "html",
     "results_text",
+    "scoreboard_files",
     "speedup_figure",
     "survival_figure",
 ]
@@ -81,6 +84,18 @@ def figure_files(store: Store, sweep: str | None = None) -> dict[str, bytes]:
         files[f"{stem}.svg"] = svg(one.figure, one.label, standalone=True).encode()
         files[f"{stem}.png"] = png(one.figure)
     return files
+
+
+def scoreboard_files(store: Store, folder: Path) -> dict[Path, bytes]:
+    """SCOREBOARD.md and scoreboard.parquet: the published values of a folder's experiments against the store."""
+    from grokscale.report import scoreboard
+    from grokscale.store.export import export
+
+    rows = scoreboard.rows(store, folder)
+    return {
+        folder / "SCOREBOARD.md": scoreboard.markdown(rows).encode(),
+        folder / "scoreboard.parquet": export(scoreboard.table(rows), "parquet"),
+    }
 
 
 def html(store: Store, sweep: str | None = None) -> str:
