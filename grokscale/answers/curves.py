@@ -32,7 +32,8 @@ def endpoints(store: Store, sweep: str | None = None) -> list[dict[str, Any]]:
     margin, noninferior: is the arm shown to lose less than the margin? None without a margin.
     censored_*, bound: seeds that never reached the threshold of a time_to, and ">=" as for S.
 
-    A replica that diverged keeps the worst value it had. Raises GrokscaleError for an invalid comparison, for
+    A replica that diverged keeps the worst value it had; before it was ever looked at it counts as the worst seed of
+    the two arms. Raises GrokscaleError for an invalid comparison, for
     missing replicas and curves, and for a ratio of values that are not above 0.
     """
     sweep_id = store.find_sweep(sweep)
@@ -58,7 +59,10 @@ def endpoints(store: Store, sweep: str | None = None) -> list[dict[str, Any]]:
 
 
 def _curves(store: Store, of: Side, one: Endpoint) -> list[Curve]:
-    """(steps, values) of every seed of a side, in their order; a divergence is a last value that is not finite."""
+    """(steps, values) of every seed of a side, in their order; a divergence is a last value that is not finite.
+
+    A replica that diverged before it was ever looked at has no points.
+    """
     about: dict[str, Any] = {"trial_id": of.trial_id, "seed": list(of.seeds)}
     if one.measure is not None:
         table, name = store.measures(**about, measure=one.measure), "value"
@@ -69,14 +73,14 @@ def _curves(store: Store, of: Side, one: Endpoint) -> list[Curve]:
     found = []
     for row in of.rows:
         mine = np.flatnonzero(seeds == row["seed"])
-        if not len(mine):
+        if not len(mine) and row["diverged_step"] is None:
             raise GrokscaleError(
                 f"{of.sweep_id}: arm '{of.arm}' has no {one.curve} of seed {row['seed']}, and pairs are never dropped; "
                 "run the sweep again if it was asked for since"
             )
         mine = mine[np.argsort(steps[mine], kind="stable")]
         t, v = steps[mine], values[mine]
-        if row["diverged_step"] is not None:
+        if row["diverged_step"] is not None and len(t):
             t, v = np.append(t, max(t[-1] + 1, row["diverged_step"])), np.append(v, math.nan)
         found.append((t, v))
     return found
@@ -89,7 +93,13 @@ def _row(one: Endpoint, base: tuple[Side, list[Curve]], arm: tuple[Side, list[Cu
         if one.what == "time_to":
             return _time_to(one, right.tau, base_curves, arm_curves, rng)
         reads = ends.final if one.what == "sd_ratio" else getattr(ends, one.what)
-        x, y = (np.array([reads(*c, right.tau, up=one.up) for c in side]) for side in (base_curves, arm_curves))
+        both = [*base_curves, *arm_curves]
+        values = np.array([reads(*c, right.tau, up=one.up) if len(c[0]) else math.nan for c in both])
+        if np.isnan(values).all():
+            raise ValueError("every seed diverged before it was looked at")
+        worst = (np.nanmin if one.up else np.nanmax)(values)
+        values = np.where(np.isnan(values), worst, values)
+        x, y = np.split(values, [len(base_curves)])
         return _compared(one, x, y, rng)
     except ValueError as error:
         raise GrokscaleError(
