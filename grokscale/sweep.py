@@ -293,7 +293,20 @@ class _Sweep:
         kept = {_comparison(row): row for row in self.store.speedups(sweep_id=self.sweep_id).to_pylist()}
         news = [row for row in rows if not _same(row, kept.get(_comparison(row)))]
         self.store.append("speedups", news)
+        self._endpoints()
         self._filed()
+
+    def _endpoints(self) -> None:
+        """Store what other metrics say; what keeps that from being said does not keep the answer."""
+        try:
+            rows = answers.compute_endpoints(self.store, self.sweep_id)
+        except GrokscaleError as error:
+            log.error("no endpoints: %s", error)
+            return
+        about = ("block", "endpoint", "arm", "baseline")
+        kept = {tuple(row[name] for name in about): row for row in self.store.rows("endpoints", sweep_id=self.sweep_id)}
+        news = [row for row in rows if not _same(row, kept.get(tuple(row[name] for name in about)))]
+        self.store.append("endpoints", [{**row, "version": package_version()} for row in news])
 
     # ---------------------------------------------------------------------------------------- around them
 

@@ -54,7 +54,8 @@ def sql(
 ) -> None:
     """Ask the store in SQL, read-only.
 
-    Views: replicas, trials, curves, measures, speedups, sweeps, plans, timings, importances. The dialect is DuckDB's.
+    Views: replicas, trials, curves, measures, speedups, sweeps, plans, timings, endpoints, importances; in DuckDB's
+    dialect.
     """
     show(open_store(store).sql(query), format, output)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from grokscale import answers
 from grokscale.answers.sides import newest_plan, side
 from grokscale.errors import InputError
-from grokscale.report.words import number, ratio
+from grokscale.report.words import number, plain, ratio
 from grokscale.stats.published import VERDICTS
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ORDER, REST = "scoreboard.toml", "Further"
 COST = re.compile(r"^# Cost.*; (?P<cost>[^;\n]+) on two cores\b", re.MULTILINE)
 COLUMNS = {  # of the Parquet file
-    **dict.fromkeys(["section", "file", "id", "claim", "source", "clock", "arm", "against"], "string"),
+    **dict.fromkeys(["section", "file", "id", "claim", "source", "clock", "endpoint", "arm", "against"], "string"),
     **dict.fromkeys(["value", "claimed", "threshold"], "float64"), "m": "int64", "unit": "int64",
     **dict.fromkeys(["median", "percentile", "lo", "hi", "s", "s_lo", "s_hi", "s_claimed", "retained"], "float64"),
     "n": "int64", "censored": "int64",
@@ -85,7 +85,8 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
         "`grokscale report --scoreboard` from [results](results); a verdict is that of",
         "[evaluation.md](../docs/evaluation.md), section 5: could the published value be one more of our runs?",
         "Times are first crossings, in the paper's clock; the prediction interval is that of one more run. Speed-up:",
-        "ours on sustained crossings with its 95 % interval; the paper's, and the share of its logarithm that is left.",
+        "ours on sustained crossings with its 95 % interval, of other endpoints how many times better they are; the",
+        "paper's, and the share of its logarithm that is left.",
         "Seeds that never crossed count with the horizon.",
     ]  # fmt: skip
     for section in dict.fromkeys(row["section"] for row in found):
@@ -101,8 +102,10 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     def show(value: float | None) -> str:
         if value is None:
             return "-"
-        if row["claim"] == "speedup":
+        if row["claim"] in ("speedup", "ratio"):
             return f"{ratio(value, 2)}x"
+        if row["claim"] == "endpoint":
+            return plain(value)
         printed = value / row["unit"]
         return number(printed) if printed >= 100 else ratio(printed, 2)
 
@@ -111,7 +114,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     return [
         f"[{row['file']}]({row['file']}.toml) {row['id']}",
         row["arm"] + (f" over {row['against']}" if row["against"] else ""),
-        f"{show(row['claimed'])} {row['clock'] if row['claim'] == 'time' else ''}".strip(),
+        f"{show(row['claimed'])} {row['endpoint'] or (row['clock'] if row['claim'] == 'time' else '')}".strip(),
         show(row["median"]) + (f" ({row['censored']} never)" if row["censored"] else ""),
         str(row["n"]),
         "-" if row["percentile"] is None else f"{row['percentile']:.0f}",
@@ -162,7 +165,7 @@ def _ordered(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _not_run(paper: Mapping[str, Any], baseline: str) -> dict[str, Any]:
-    against = paper.get("against") or (baseline if paper["claim"] == "speedup" else None)
+    against = paper.get("against") or (baseline if paper["claim"] in ("speedup", "ratio") else None)
     claimed = paper["value"] * (paper.get("steps_per_epoch") or 1)
     return {**paper, "against": against, "claimed": claimed, "n": 0, "censored": 0, "verdict": "not run"}
 

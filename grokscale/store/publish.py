@@ -12,7 +12,8 @@ from grokscale.store.schemas import RULES
 if TYPE_CHECKING:
     from grokscale.store.tables import Store
 
-BY_SWEEP = ("plans", "importances", "speedups", "sweeps")  # the sweep's own row last: what names it, it has
+# The sweep's own row last: where it is named, the rest is there.
+BY_SWEEP = ("plans", "importances", "endpoints", "speedups", "sweeps")
 
 
 def publish(source: Store, target: Store, sweeps: Iterable[str]) -> dict[str, int]:

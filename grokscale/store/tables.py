@@ -155,7 +155,7 @@ class Store:
 
     def sql(self, query: str, *, memory: str = "1GB") -> pa.Table:
         """One read-only SQL query (DuckDB) over replicas, trials, curves, measures, speedups, sweeps, plans, timings,
-        importances.
+        endpoints, importances.
 
         It sees these views and nothing else: no files, no network, no settings. memory: what it may use.
         Raises InputError for anything but one SELECT, and for what DuckDB refuses.
