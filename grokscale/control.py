@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from grokscale.errors import GrokscaleError
 
@@ -93,7 +93,7 @@ def holder(path: Path) -> Holder | None:
     """Who holds the lock of a sweep; None where nobody does."""
     if not path.exists():
         return None
-    with path.open("r+") as file:
+    with _opened(path, "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -105,7 +105,7 @@ def holder(path: Path) -> Holder | None:
 @contextmanager
 def locked(path: Path, sweep_id: str) -> Iterator[None]:
     """One driver per sweep: an flock, which the system lets go of when the driver ends, however it ends."""
-    with path.open("a+") as file:
+    with _opened(path, "a+") as file:
         for left in reversed(range(LOOKS)):  # more than once: somebody may only be looking whether it is held
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,6 +125,13 @@ def locked(path: Path, sweep_id: str) -> Iterator[None]:
         yield
 
 
+def _opened(path: Path, mode: str) -> TextIO:
+    try:
+        return path.open(mode, errors="replace")  # pyright: ignore[reportReturnType]
+    except OSError as error:
+        raise GrokscaleError(f"{path}: is no lock that can be used: {error.strerror}; move it away") from error
+
+
 def mark_ended(folder: Path, experiment_json: str) -> None:
     """Say in a sweep's folder that this experiment has come to its end."""
     (folder / "ended").write_text(_digest(experiment_json))
@@ -132,8 +139,10 @@ def mark_ended(folder: Path, experiment_json: str) -> None:
 
 def has_ended(folder: Path, experiment_json: str) -> bool:
     """Has this experiment, and not only a shorter one of the same sweep, come to its end?"""
-    path = folder / "ended"
-    return path.exists() and path.read_text() == _digest(experiment_json)
+    try:
+        return (folder / "ended").read_bytes() == _digest(experiment_json).encode()
+    except OSError:  # there is none, or something else by its name: the same command finds out what there is to do
+        return False
 
 
 def _digest(text: str) -> str:
