@@ -26,21 +26,21 @@ LOOKS = 20  # times that a lock is tried before it counts as another driver's
 class SweepInterrupted(GrokscaleError):
     """The sweep was stopped in order: everything that was done is saved, the same command goes on from there.
 
-    reason: "interrupted", "terminated" or "hours".
+    reason: "interrupted", "terminated", or "limit" where one of [limits] was reached.
     """
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
         self.reason = reason
-        self.exit_code = 0 if reason == "hours" else 130
+        self.exit_code = 0 if reason == "limit" else 130
 
 
 class Stop:
-    """Says when to stop: Ctrl-C or SIGTERM, or limits.hours. A second signal ends the process at once."""
+    """Says when to stop: Ctrl-C or SIGTERM, or one of [limits]. A second signal ends the process at once."""
 
     def __init__(self, hours: float | None) -> None:
         self.reason: str | None = None
-        self._hours = hours
+        self._hours, self._said = hours, ""
         self._deadline = None if hours is None else time.monotonic() + 3600 * hours
         self._before: dict[signal.Signals, Any] = {}
 
@@ -63,13 +63,18 @@ class Stop:
 
     def __call__(self) -> bool:
         if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
-            self.reason = "hours"
+            self.reached(f"limits.hours = {self._hours:g}")
         return self.reason is not None
+
+    def reached(self, limit: str) -> None:
+        """It is time, because of a limit: "limits.trials = 3"."""
+        if self.reason is None:
+            self.reason, self._said = "limit", f"{limit} reached"
 
     def check(self) -> None:
         """Raise SweepInterrupted where it is time to."""
         if self():
-            said = f"limits.hours = {self._hours:g} reached" if self.reason == "hours" else str(self.reason)
+            said = self._said or self.reason
             raise SweepInterrupted(str(self.reason), f"{said}; everything so far is saved, the same command goes on")
 
 
