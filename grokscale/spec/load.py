@@ -238,6 +238,12 @@ def _cross(experiment: Experiment) -> list[tuple[Path, str]]:
     if x.search.trials == 0 and x.confirm.seeds == 0:
         text = "search.trials = 0 and confirm.seeds = 0 leave nothing to run; raise one of them"
         found.append((("confirm", "seeds"), text))
+    places = {("tracking",): x.tracking, ("store",): x.store, ("cluster", "address"): x.cluster.address}
+    for path, place in places.items():
+        if place and re.search(r"://[^/?#]*:[^/?#]*@", place):  # it would be kept in the store, and not shown here
+            text = ("holds a password; leave it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                    "what the other side reads from its environment")
+            found.append((path, text))
     return [*found, *_devices(experiment), *check_claims(experiment)]
 
 
