@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from grokscale import answers, data, search
@@ -65,7 +66,7 @@ def run_sweep(
     tracking: MLflow's URI; None is the experiment's, or a database beside the store; "none" is no MLflow.
     on_progress: called in this thread, at most twice a second and at every change of phase.
 
-    Raises SweepInterrupted after Ctrl-C, SIGTERM or limits.hours; GrokscaleError where another driver runs
+    Raises SweepInterrupted after Ctrl-C, SIGTERM or at one of [limits]; GrokscaleError where another driver runs
     the same sweep, or its baseline has no trial that works.  A second Ctrl-C ends the process at once.
     """
     folder = store.sweep_dir(resolved.sweep_id)
@@ -115,7 +116,8 @@ class _Sweep:
 
     def __post_init__(self) -> None:
         self.experiment, self.sweep_id = self.resolved.experiment, self.resolved.sweep_id
-        self.began = time.monotonic()
+        self.began = self._charged = time.monotonic()
+        self._spent = 0.0  # device-hours of this run
         self._cluster: Cluster | None = None
         self._mirror: Mirror | None = None
         self._last: Progress | None = None
@@ -131,7 +133,9 @@ class _Sweep:
         if self.uri is not None:
             self._mirror = Mirror(self.store, self.sweep_id, self.uri)
         self.ledger = Ledger(self.store, self.sweep_id)
-        self._work = phases = Phases(self._phases())
+        trials = self.experiment.limits.trials
+        reached = partial(self.stop.reached, f"limits.trials = {trials}")
+        self._work = phases = Phases(self._phases(), trials, reached)
         try:
             phases.settle()
             if not phases.through:
@@ -177,7 +181,8 @@ class _Sweep:
         resources = self.experiment.resources
         worker = {
             "root": self.store.root, "lanes": resources.lanes, "threads": resources.cpus,
-            "device": "cuda" if resources.gpus else "cpu", "data": str(data.folder()),
+            "device": "cuda" if resources.gpus else "cpu", "devices": resources.devices, "gpus": resources.gpus,
+            "data": str(data.folder()),
             "metrics": self.experiment.metrics.during(plan.phase), "compile": resources.compile,
         }  # fmt: skip
         log.info("phase %s: %s", plan.phase, dict(plan.sizes))
@@ -327,6 +332,7 @@ class _Sweep:
             self._mirror.poke()
 
     def _heard(self, progress: Progress) -> None:
+        self._charge(sum(arm.running for arm in progress.arms))
         self._last = replace(
             progress,
             sweep_id=self.sweep_id,
@@ -336,6 +342,14 @@ class _Sweep:
             reused=self._work.reused if self._work else 0,
         )
         self.tell(self._last)
+
+    def _charge(self, running: int) -> None:
+        """Add what trials under way have used since the last time."""
+        now, resources, limit = time.monotonic(), self.experiment.resources, self.experiment.limits.device_hours
+        self._spent += running * (resources.gpus or resources.cpus) * (now - self._charged) / 3600
+        self._charged = now
+        if limit is not None and self._spent >= limit:
+            self.stop.reached(f"limits.device_hours = {limit:g}")
 
     def say(self, status: str) -> None:
         """A line of status for whoever watches."""
