@@ -179,6 +179,7 @@ class _Sweep:
             "root": self.store.root, "lanes": resources.lanes, "threads": resources.cpus,
             "device": "cuda" if resources.gpus else "cpu", "data": str(data.folder()),
             "metrics": self.experiment.metrics.during(plan.phase), "compile": resources.compile,
+            "keep": self.experiment.keep if plan.phase == "confirm" else None,
         }  # fmt: skip
         log.info("phase %s: %s", plan.phase, dict(plan.sizes))
         return PhaseDesk(plan, self.ledger, horizon, worker, self._heard, self._filed, self.failures)

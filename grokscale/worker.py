@@ -26,6 +26,7 @@ from grokscale.parts import timing_row, write_part
 from grokscale.spec import Resolved, TrialSpec, canonical_json, parse, seed_for
 from grokscale.store import Store
 from grokscale.train import Evaluation, packs, train
+from grokscale.weights import write_weights
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class Work:
         self.lanes, self.device = int(config["lanes"]), str(config["device"])
         self.metrics: tuple[str, ...] = tuple(config.get("metrics", ()))
         self.compiled = bool(config.get("compile", False))
+        self.keeping: str | None = config.get("keep")
         self.grokked = self.finished = 0
         self._pack: tuple[Checkpoint, Evaluation, float] | None = None  # under way: where it is kept, and how far it is
 
@@ -107,6 +109,8 @@ class Work:
         for evaluation, earlier in self._evaluations(checkpoint, seeds, again):
             now = time.monotonic()
             spent = earlier + now - began
+            for weights in evaluation.kept:  # before the rows, which say that the replica needs no more training
+                write_weights(self.store, self.spec, weights)
             if evaluation.done:
                 break
             self._pack = (checkpoint, evaluation, spent)
@@ -147,6 +151,7 @@ class Work:
                 metrics=again.metrics,
                 at_least=again.at_least,
                 compiled=self.compiled,
+                keep=self.keeping,
             )
 
         first, evaluations = None, run(state)
