@@ -104,12 +104,12 @@ def report(
             typer.echo(str(path))
         return
     opened = open_store(store)
-    several = sweeps is not None and len(sweeps) > 1
-    sweep = sweeps[0] if sweeps else None
-    page = reports.profile_page(opened, sweeps) if several else reports.html(opened, sweep)
+    named = sweeps or []
+    several, sweep = len(named) > 1, named[0] if named else None
+    page = reports.profile_page(opened, named) if several else reports.html(opened, sweep)
     files = {output: page.encode()}
     if figures is not None:
-        drawn = reports.profile_files(opened, sweeps) if several else reports.figure_files(opened, sweep)
+        drawn = reports.profile_files(opened, named) if several else reports.figure_files(opened, sweep)
         files |= {figures / name: data for name, data in drawn.items()}
     for path, data in files.items():
         write_file(path, data)
