@@ -184,6 +184,7 @@ class _Sweep:
             "device": "cuda" if resources.gpus else "cpu", "devices": resources.devices, "gpus": resources.gpus,
             "data": str(data.folder()),
             "metrics": self.experiment.metrics.during(plan.phase), "compile": resources.compile,
+            "keep": self.experiment.keep if plan.phase == "confirm" else None,
         }  # fmt: skip
         log.info("phase %s: %s", plan.phase, dict(plan.sizes))
         return PhaseDesk(plan, self.ledger, horizon, worker, self._heard, self._filed, self.failures)

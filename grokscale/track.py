@@ -229,10 +229,26 @@ class _Sync:
             if row["phase"] == "search" and (row["arm"] not in best or _rank(row) < _rank(best[row["arm"]][1])):
                 best[row["arm"]] = (run, row)
         for run, row in [*(pair for pair in ended if pair[1]["phase"] == "confirm"), *best.values()]:
+            self._weights(run, row["trial_id"])
             if run.data.tags.get("figures") != row["trial_id"]:
                 figure = report.curve_figure(self.store, row["trial_id"], f"{row['arm']}, trial {row['trial_id']}")
                 self.client.log_figure(run.info.run_id, figure, "figures/curves.png")
                 self.client.set_tag(run.info.run_id, "figures", row["trial_id"])
+
+    def _weights(self, run: Run, trial_id: str) -> None:
+        """What `keep` left of a trial's replicas, under weights/; a file is logged once."""
+        if self.store.local is None:
+            return
+        found = sorted((self.store.local / "weights" / trial_id).glob("*.pt"))
+        said = ",".join(path.stem for path in found)
+        digest = hashlib.sha256(said.encode()).hexdigest()[:12]
+        if not found or run.data.tags.get("weights") == digest:
+            return
+        there = {artifact.path for artifact in self.client.list_artifacts(run.info.run_id, "weights")}
+        for path in found:
+            if f"weights/{path.name}" not in there:
+                self.client.log_artifact(run.info.run_id, str(path), "weights")
+        self.client.set_tag(run.info.run_id, "weights", digest)
 
     def _conclude(self, parent: Run, trials: Sequence[Mapping[str, Any]]) -> None:
         """The question, the answer and the figures that show it, on the parent run."""

@@ -28,6 +28,7 @@ from grokscale.parts import timing_row, write_part
 from grokscale.spec import Resolved, TrialSpec, canonical_json, parse, seed_for
 from grokscale.store import Store
 from grokscale.train import Evaluation, lanes_for, packs, sharded, train
+from grokscale.weights import write_weights
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ class Work:
         self.devices = places(self.device, int(config.get("devices", 1)))
         self.metrics: tuple[str, ...] = tuple(config.get("metrics", ()))
         self.compiled = bool(config.get("compile", False))
+        self.keeping: str | None = config.get("keep")
         self.grokked = self.finished = 0
         self._pack: tuple[Checkpoint, Evaluation, float] | None = None  # under way: where it is kept, and how far it is
 
@@ -164,6 +166,8 @@ class Work:
         for evaluation, earlier in self._evaluations(checkpoint, seeds, again):
             now = time.monotonic()
             spent = earlier + now - began
+            for weights in evaluation.kept:  # before the rows, which say that the replica needs no more training
+                write_weights(self.store, self.spec, weights)
             if evaluation.done:
                 break
             self._pack = (checkpoint, evaluation, spent)
@@ -204,6 +208,7 @@ class Work:
                 metrics=again.metrics,
                 at_least=again.at_least,
                 compiled=self.compiled,
+                keep=self.keeping,
             )
 
         first, evaluations = None, run(state)

@@ -20,8 +20,6 @@ from grokscale.report.words import number, plain, ratio
 from grokscale.stats.published import VERDICTS
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from grokscale.store import Store
 
 ORDER, REST = "scoreboard.toml", "Further"
@@ -64,14 +62,6 @@ def rows(store: Store, folder: Path) -> list[dict[str, Any]]:
             whole = {**about, "value": table["value"], "unit": unit, **row, **_origin(store, row)}
             found.append({name: whole.get(name) for name in COLUMNS})
     return found
-
-
-def table(found: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """The rows as a table of COLUMNS."""
-    import pyarrow as pa
-
-    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in COLUMNS.items()])
-    return pa.Table.from_pylist([dict(row) for row in found], schema=schema)
 
 
 def markdown(found: Sequence[Mapping[str, Any]]) -> str:

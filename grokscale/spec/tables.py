@@ -372,6 +372,8 @@ class Experiment(Table):
     practice: labels of plain optimisers; the one that the search finds best is a second baseline.
     aa: every arm has seeds of its own, to compare a method with itself; the arms differ in their labels only.
     tracking: MLflow's URI; None is a database beside the store, "none" is no MLflow.
+    keep: the weights of confirmed replicas in the store: "final", or "log-spaced", which adds those after every power
+    of two of steps. No part of a trial's identity; what is stored without stays so (`grokscale.load_model`).
     Build one with `load` or `parse`, which check it as a whole; `resolve` checks it against the registry.
     """
 
@@ -394,6 +396,7 @@ class Experiment(Table):
     search: Search = Search()
     race: Race = Race()
     confirm: Confirm = Confirm()
+    keep: Literal["final", "log-spaced"] | None = None
     metrics: Metrics = Metrics()
     practice: Names = ()
     aa: bool = False

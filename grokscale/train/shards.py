@@ -99,5 +99,6 @@ def _joined(seeds: Sequence[int], parts: Sequence[Evaluation]) -> Evaluation:
             part.metrics[name][i] if part.step == step else np.nan for part, i in (place[seed] for seed in seeds)])
         for name in METRICS
     }
+    kept = tuple(one for part in parts if part.step == step for one in part.kept)
     pack = cast(Pack, _Joined(seeds, parts))
-    return Evaluation(step, tuple(seeds), metrics, finished, all(part.done for part in parts), pack)
+    return Evaluation(step, tuple(seeds), metrics, finished, all(part.done for part in parts), kept, pack)
