@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import steps
+from benchmarks import steps, sweeps
 from benchmarks.measure import Row
 from grokscale.parts import device_name, git_sha
 
@@ -21,7 +21,11 @@ ROWS: dict[str, Callable[[], list[Row]]] = {
     "decoder": steps.decoder,
     "two-layer": steps.two_layer,
     "filters": steps.filters,
+    "amplifier": steps.amplifier,
+    "looking": steps.looking,
     "packs": steps.packs,
+    "tune": sweeps.against_tune,
+    "trivial": sweeps.trivial,
 }
 HEAD = ["what", "target", "measured", "", "ours", "theirs", "floor", "note"]
 
