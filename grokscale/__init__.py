@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from grokscale.store import Store
     from grokscale.store.show import show
     from grokscale.train import Evaluation, train
+    from grokscale.weights import load_model
     from grokscale.worker import trainable
 
 # MKL's fast kernels round differently by the alignment of a matrix in memory, so a replica's bits would depend on
@@ -35,6 +36,7 @@ _HOME = {
     "TrialSpec": "spec",
     "associations": "explain",
     "load": "spec",
+    "load_model": "weights",
     "show": "store.show",
     "speedups": "answers",
     "train": "train",
@@ -50,6 +52,7 @@ __all__ = [
     "TrialSpec",
     "associations",
     "load",
+    "load_model",
     "show",
     "speedups",
     "train",

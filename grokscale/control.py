@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from grokscale.errors import GrokscaleError
 
@@ -26,21 +26,21 @@ LOOKS = 20  # times that a lock is tried before it counts as another driver's
 class SweepInterrupted(GrokscaleError):
     """The sweep was stopped in order: everything that was done is saved, the same command goes on from there.
 
-    reason: "interrupted", "terminated" or "hours".
+    reason: "interrupted", "terminated", or "limit" where one of [limits] was reached.
     """
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
         self.reason = reason
-        self.exit_code = 0 if reason == "hours" else 130
+        self.exit_code = 0 if reason == "limit" else 130
 
 
 class Stop:
-    """Says when to stop: Ctrl-C or SIGTERM, or limits.hours. A second signal ends the process at once."""
+    """Says when to stop: Ctrl-C or SIGTERM, or one of [limits]. A second signal ends the process at once."""
 
     def __init__(self, hours: float | None) -> None:
         self.reason: str | None = None
-        self._hours = hours
+        self._hours, self._said = hours, ""
         self._deadline = None if hours is None else time.monotonic() + 3600 * hours
         self._before: dict[signal.Signals, Any] = {}
 
@@ -63,13 +63,18 @@ class Stop:
 
     def __call__(self) -> bool:
         if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
-            self.reason = "hours"
+            self.reached(f"limits.hours = {self._hours:g}")
         return self.reason is not None
+
+    def reached(self, limit: str) -> None:
+        """It is time, because of a limit: "limits.trials = 3"."""
+        if self.reason is None:
+            self.reason, self._said = "limit", f"{limit} reached"
 
     def check(self) -> None:
         """Raise SweepInterrupted where it is time to."""
         if self():
-            said = f"limits.hours = {self._hours:g} reached" if self.reason == "hours" else str(self.reason)
+            said = self._said or self.reason
             raise SweepInterrupted(str(self.reason), f"{said}; everything so far is saved, the same command goes on")
 
 
@@ -93,7 +98,7 @@ def holder(path: Path) -> Holder | None:
     """Who holds the lock of a sweep; None where nobody does."""
     if not path.exists():
         return None
-    with path.open("r+") as file:
+    with _opened(path, "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -105,7 +110,7 @@ def holder(path: Path) -> Holder | None:
 @contextmanager
 def locked(path: Path, sweep_id: str) -> Iterator[None]:
     """One driver per sweep: an flock, which the system lets go of when the driver ends, however it ends."""
-    with path.open("a+") as file:
+    with _opened(path, "a+") as file:
         for left in reversed(range(LOOKS)):  # more than once: somebody may only be looking whether it is held
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,6 +130,13 @@ def locked(path: Path, sweep_id: str) -> Iterator[None]:
         yield
 
 
+def _opened(path: Path, mode: str) -> TextIO:
+    try:
+        return path.open(mode, errors="replace")  # pyright: ignore[reportReturnType]
+    except OSError as error:
+        raise GrokscaleError(f"{path}: is no lock that can be used: {error.strerror}; move it away") from error
+
+
 def mark_ended(folder: Path, experiment_json: str) -> None:
     """Say in a sweep's folder that this experiment has come to its end."""
     (folder / "ended").write_text(_digest(experiment_json))
@@ -132,8 +144,10 @@ def mark_ended(folder: Path, experiment_json: str) -> None:
 
 def has_ended(folder: Path, experiment_json: str) -> bool:
     """Has this experiment, and not only a shorter one of the same sweep, come to its end?"""
-    path = folder / "ended"
-    return path.exists() and path.read_text() == _digest(experiment_json)
+    try:
+        return (folder / "ended").read_bytes() == _digest(experiment_json).encode()
+    except OSError:  # there is none, or something else by its name: the same command finds out what there is to do
+        return False
 
 
 def _digest(text: str) -> str:

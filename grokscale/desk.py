@@ -257,12 +257,16 @@ class Phases:
     """The desks of a sweep's phases as one desk: when one is through, the next opens.
 
     One Tuner serves them all, because Tune's worker processes end with it, and each new one costs seconds.
+    trials: handed out at most; `reached` is called when they are all back.
     """
 
     name = "sweep"
 
-    def __init__(self, desks: Iterator[PhaseDesk]) -> None:
-        self._desks = desks
+    def __init__(
+        self, desks: Iterator[PhaseDesk], trials: int | None = None, reached: Callable[[], None] = lambda: None
+    ) -> None:
+        self._desks, self._limit, self._reached = desks, trials, reached
+        self._taken = self._back = 0
         self._desk: PhaseDesk | None = next(desks, None)
         self._before: list[PhaseDesk] = []
 
@@ -290,13 +294,26 @@ class Phases:
 
     def take(self) -> tuple[Key, Mapping[str, Any]] | None:
         self.settle()
-        return None if self._desk is None else self._desk.take()
+        if self._desk is None or self._taken == self._limit:
+            return None
+        taken = self._desk.take()
+        self._taken += taken is not None
+        return taken
 
     def finished(self, key: Key) -> None:
         self._open.finished(key)
+        self._came_back()
 
     def failed(self, key: Key, error: str) -> None:
         self._open.failed(key, error)
+        self._came_back()
+
+    def _came_back(self) -> None:
+        self._back += 1
+        if self._back == self._limit:
+            self.settle()  # what the store answers besides costs nothing
+            if not self.through:
+                self._reached()
 
     def report(self, key: Key, finished: int, grokked: int) -> None:
         self._open.report(key, finished, grokked)

@@ -19,7 +19,6 @@ Row = Mapping[str, Any]
 NAME = 180  # characters of a run's name; MLflow takes 250
 NOTE = 7500  # characters of a description; MLflow takes 8000
 COLUMNS = 12  # of knobs in a list of runs
-VIEW = "grokscale"  # key of the view of the runs that shows them
 DONE_AS = {"confirm": " (confirmed)", "race": " (race)"}
 
 
@@ -151,12 +150,18 @@ def columns(trials: Sequence[Row]) -> list[str]:
     ]
 
 
+def view(sweep_id: str) -> str:
+    """Key of the view that shows the runs of one sweep: those of a name share a list."""
+    return f"grokscale-{sweep_id}"
+
+
 def view_state(trials: Sequence[Row]) -> str:
     """The state of MLflow's list of runs that shows `columns`, as its pages keep one.
 
     A page of another version, which knows no such state, shows its usual list.
     """
-    state = {"selectedColumns": columns(trials)}
+    sweep_id = trials[0]["sweep_id"] if trials else ""
+    state = {"selectedColumns": columns(trials), "searchFilter": f"tags.sweep_id = '{sweep_id}'"}
     return f"deflate;{base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()}"
 
 

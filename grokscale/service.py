@@ -222,7 +222,7 @@ def follow(store: Store, sweep_id: str, *, still: Callable[[], bool]) -> Iterato
     position = 0
     while True:
         last = not still()
-        if path.exists():
+        if path.is_file():
             with path.open("rb") as file:
                 file.seek(position)
                 text = file.read()

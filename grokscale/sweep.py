@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from grokscale import answers, data, search
@@ -65,7 +66,7 @@ def run_sweep(
     tracking: MLflow's URI; None is the experiment's, or a database beside the store; "none" is no MLflow.
     on_progress: called in this thread, at most twice a second and at every change of phase.
 
-    Raises SweepInterrupted after Ctrl-C, SIGTERM or limits.hours; GrokscaleError where another driver runs
+    Raises SweepInterrupted after Ctrl-C, SIGTERM or at one of [limits]; GrokscaleError where another driver runs
     the same sweep, or its baseline has no trial that works.  A second Ctrl-C ends the process at once.
     """
     folder = store.sweep_dir(resolved.sweep_id)
@@ -115,7 +116,8 @@ class _Sweep:
 
     def __post_init__(self) -> None:
         self.experiment, self.sweep_id = self.resolved.experiment, self.resolved.sweep_id
-        self.began = time.monotonic()
+        self.began = self._charged = time.monotonic()
+        self._spent = 0.0  # device-hours of this run
         self._cluster: Cluster | None = None
         self._mirror: Mirror | None = None
         self._last: Progress | None = None
@@ -131,7 +133,9 @@ class _Sweep:
         if self.uri is not None:
             self._mirror = Mirror(self.store, self.sweep_id, self.uri)
         self.ledger = Ledger(self.store, self.sweep_id)
-        self._work = phases = Phases(self._phases())
+        trials = self.experiment.limits.trials
+        reached = partial(self.stop.reached, f"limits.trials = {trials}")
+        self._work = phases = Phases(self._phases(), trials, reached)
         try:
             phases.settle()
             if not phases.through:
@@ -177,8 +181,10 @@ class _Sweep:
         resources = self.experiment.resources
         worker = {
             "root": self.store.root, "lanes": resources.lanes, "threads": resources.cpus,
-            "device": "cuda" if resources.gpus else "cpu", "data": str(data.folder()),
+            "device": "cuda" if resources.gpus else "cpu", "devices": resources.devices, "gpus": resources.gpus,
+            "data": str(data.folder()),
             "metrics": self.experiment.metrics.during(plan.phase), "compile": resources.compile,
+            "keep": self.experiment.keep if plan.phase == "confirm" else None,
         }  # fmt: skip
         log.info("phase %s: %s", plan.phase, dict(plan.sizes))
         return PhaseDesk(plan, self.ledger, horizon, worker, self._heard, self._filed, self.failures)
@@ -293,7 +299,20 @@ class _Sweep:
         kept = {_comparison(row): row for row in self.store.speedups(sweep_id=self.sweep_id).to_pylist()}
         news = [row for row in rows if not _same(row, kept.get(_comparison(row)))]
         self.store.append("speedups", news)
+        self._endpoints()
         self._filed()
+
+    def _endpoints(self) -> None:
+        """Store what other metrics say; what keeps that from being said does not keep the answer."""
+        try:
+            rows = answers.compute_endpoints(self.store, self.sweep_id)
+        except GrokscaleError as error:
+            log.error("no endpoints: %s", error)
+            return
+        about = ("block", "endpoint", "arm", "baseline")
+        kept = {tuple(row[name] for name in about): row for row in self.store.rows("endpoints", sweep_id=self.sweep_id)}
+        news = [row for row in rows if not _same(row, kept.get(tuple(row[name] for name in about)))]
+        self.store.append("endpoints", [{**row, "version": package_version()} for row in news])
 
     # ---------------------------------------------------------------------------------------- around them
 
@@ -314,6 +333,7 @@ class _Sweep:
             self._mirror.poke()
 
     def _heard(self, progress: Progress) -> None:
+        self._charge(sum(arm.running for arm in progress.arms))
         self._last = replace(
             progress,
             sweep_id=self.sweep_id,
@@ -323,6 +343,14 @@ class _Sweep:
             reused=self._work.reused if self._work else 0,
         )
         self.tell(self._last)
+
+    def _charge(self, running: int) -> None:
+        """Add what trials under way have used since the last time."""
+        now, resources, limit = time.monotonic(), self.experiment.resources, self.experiment.limits.device_hours
+        self._spent += running * (resources.gpus or resources.cpus) * (now - self._charged) / 3600
+        self._charged = now
+        if limit is not None and self._spent >= limit:
+            self.stop.reached(f"limits.device_hours = {limit:g}")
 
     def say(self, status: str) -> None:
         """A line of status for whoever watches."""

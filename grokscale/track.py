@@ -47,6 +47,7 @@ BATCH = 1000  # metrics in one call, MLflow's limit
 NOTE = 2000  # characters of an error
 PAUSE_S = 5.0  # between two looks at the store, at least ...
 SHARE = 5.0  # ... and this many times what a look takes: it shares the CPUs with the training
+PARENT = "mlflow.parentRunId"
 DONE = "grokscale.logged"  # a run's tag once all that belongs to it has been logged
 
 
@@ -107,17 +108,18 @@ class _Sync:
         trials = self.store.trials(sweep_id=self.sweep_id).to_pylist()
         status = status or _status_of(trials)
         experiment = self._experiment()
-        known = list(self._runs(experiment))
-        parents = [run for run in known if run.data.tags.get("kind") == "sweep"]
-        parent = parents[0] if parents else self._create(experiment, self.sweep_id, {"kind": "sweep"}, None)
+        known = self._known(experiment)
+        parent = known.pop("", None) or self._create(experiment, self.sweep_id, {"kind": "sweep"}, None)
         self._state(parent, "RUNNING" if status == "RUNNING" else None)
-        children = {run.data.tags["request"]: run for run in known if run.data.tags.get("kind") == "trial"}
-        wanted = {_request(row): row for row in trials}
+        children, wanted = known, {_request(row): row for row in trials}
+        for run in children.values():  # its parent may be one that was there twice
+            if run.data.tags.get(PARENT) != parent.info.run_id:
+                self.client.set_tag(run.info.run_id, PARENT, parent.info.run_id)
         for key, row in wanted.items():
             if key not in children:
                 children[key] = self._create(experiment, runs.name({**row, "state": "asked"}), {
                     "kind": "trial", "arm": row["arm"], "phase": row["phase"], "number": str(row["number"]),
-                    "trial_id": row["trial_id"], "request": key, "mlflow.parentRunId": parent.info.run_id,
+                    "trial_id": row["trial_id"], "request": key, PARENT: parent.info.run_id,
                 }, row["at"])  # fmt: skip
         news = [
             (children[key], row) for key, row in wanted.items()
@@ -134,13 +136,37 @@ class _Sync:
             self._link(parent, {origins.key_of(row): children[key] for key, row in wanted.items()})
 
     def _experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
         name = self.head["name"]
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
         beside = self.store.local is not None and self.uri == default_uri(self.store)
         place = (Path(self.store.root) / "mlartifacts").as_uri() if beside else None
-        return self.client.create_experiment(name, artifact_location=place)
+        try:
+            return self.client.create_experiment(name, artifact_location=place)
+        except MlflowException:  # another sweep of this name was sooner
+            if (found := self.client.get_experiment_by_name(name)) is None:
+                raise
+            return found.experiment_id
+
+    def _known(self, experiment: str) -> dict[str, Run]:
+        """The sweep's runs by the request that they stand for, "" the parent.
+
+        An answer that was lost on its way, or two that sync at once, leave a run twice: the one that more was logged
+        to stays, the other is deleted.
+        """
+        found: dict[str, list[Run]] = {}
+        for run in self._runs(experiment):
+            if (kind := run.data.tags.get("kind")) in ("sweep", "trial"):
+                found.setdefault(run.data.tags["request"] if kind == "trial" else "", []).append(run)
+        for one in found.values():
+            one.sort(key=lambda run: (-len(run.data.metrics), -len(run.data.tags), run.info.run_id))
+            for run in one[1:]:
+                log.warning("run %s of MLflow was there twice, one is deleted", run.info.run_id)
+                self.client.delete_run(run.info.run_id)
+        return {key: one[0] for key, one in found.items()}
 
     def _runs(self, experiment: str) -> Iterator[Run]:
         token = None
@@ -203,10 +229,26 @@ class _Sync:
             if row["phase"] == "search" and (row["arm"] not in best or _rank(row) < _rank(best[row["arm"]][1])):
                 best[row["arm"]] = (run, row)
         for run, row in [*(pair for pair in ended if pair[1]["phase"] == "confirm"), *best.values()]:
+            self._weights(run, row["trial_id"])
             if run.data.tags.get("figures") != row["trial_id"]:
                 figure = report.curve_figure(self.store, row["trial_id"], f"{row['arm']}, trial {row['trial_id']}")
                 self.client.log_figure(run.info.run_id, figure, "figures/curves.png")
                 self.client.set_tag(run.info.run_id, "figures", row["trial_id"])
+
+    def _weights(self, run: Run, trial_id: str) -> None:
+        """What `keep` left of a trial's replicas, under weights/; a file is logged once."""
+        if self.store.local is None:
+            return
+        found = sorted((self.store.local / "weights" / trial_id).glob("*.pt"))
+        said = ",".join(path.stem for path in found)
+        digest = hashlib.sha256(said.encode()).hexdigest()[:12]
+        if not found or run.data.tags.get("weights") == digest:
+            return
+        there = {artifact.path for artifact in self.client.list_artifacts(run.info.run_id, "weights")}
+        for path in found:
+            if f"weights/{path.name}" not in there:
+                self.client.log_artifact(run.info.run_id, str(path), "weights")
+        self.client.set_tag(run.info.run_id, "weights", digest)
 
     def _conclude(self, parent: Run, trials: Sequence[Mapping[str, Any]]) -> None:
         """The question, the answer and the figures that show it, on the parent run."""
@@ -227,7 +269,8 @@ class _Sync:
         self.client.update_run(run_id, name=runs.headline(view))
         experiment = parent.info.experiment_id
         self.client.set_experiment_tag(experiment, "mlflow.note.content", runs.markdown(self.head["question"]))
-        self.client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{runs.VIEW}", runs.view_state(trials))
+        shared = f"mlflow.sharedViewState.{runs.view(self.sweep_id)}"
+        self.client.set_experiment_tag(experiment, shared, runs.view_state(trials))
         tags = {**runs.summary(view), "mlflow.note.content": note}  # the note is what says that all is there
         self.client.log_batch(run_id, tags=[RunTag(*tag) for tag in tags.items()])
 
@@ -339,11 +382,8 @@ class Mirror:
 
 
 def serve(store: Store, sweep_id: str, *, port: int, say: Callable[[str], None]) -> None:
-    """MLflow's pages for a sweep on 127.0.0.1, until Ctrl-C."""
+    """MLflow's pages for a sweep on 127.0.0.1, until Ctrl-C; where it is tracked on a server, their address there."""
     uri = uri_of(store, sweep_id)
-    if uri.startswith(("http://", "https://")):
-        say(f"this sweep is tracked at {uri}")
-        return
     sync(store, sweep_id, uri)
     from mlflow import MlflowClient
 
@@ -351,7 +391,11 @@ def serve(store: Store, sweep_id: str, *, port: int, say: Callable[[str], None])
 
     found = MlflowClient(tracking_uri=uri).get_experiment_by_name(_head(store, sweep_id)["name"])
     assert found is not None  # `sync` has just seen to it
-    pages(uri, f"/#/experiments/{found.experiment_id}/runs?viewStateShareKey={runs.VIEW}", port=port, say=say)
+    place = f"/#/experiments/{found.experiment_id}/runs?viewStateShareKey={runs.view(sweep_id)}"
+    if uri.startswith(("http://", "https://")):
+        say(f"{uri.rstrip('/')}{place}")
+    else:
+        pages(uri, place, port=port, say=say)
 
 
 def _head(store: Store, sweep_id: str) -> dict[str, Any]:

@@ -88,16 +88,17 @@ class Inert:
 class _Searcher(Inert, Searcher):
     """Gives Tune the desk's jobs."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, stop: Callable[[], bool]) -> None:
         super().__init__()
-        self.desk = desk
+        self.desk, self.stop = desk, stop
         self.keys: dict[str, Any] = {}  # Tune's trial id -> job
         self.returned: list[tuple[Any, str | None]] = []  # (job, error), to be handled outside Tune's catch-all
 
     def suggest(self, trial_id: str) -> Any:
         self.settle()
         if (taken := self.desk.take()) is None:
-            return Searcher.FINISHED if self.desk.through else None
+            # With nothing under way Tune asks here only, not its stopper.
+            return Searcher.FINISHED if self.desk.through or self.stop() else None
         self.keys[trial_id], config = taken
         return dict(config)
 
@@ -206,7 +207,7 @@ class Cluster:
         """Run the desk's jobs until it is through or told to stop; trials under way are kept then."""
         self.start()
         assert self._folder is not None
-        searcher = _Searcher(desk)
+        searcher = _Searcher(desk, stop)
         resources = {"cpu": self.cpus, **({"gpu": self.gpus} if self.gpus else {})}
         tuner = tune.Tuner(
             tune.with_resources(SweepTrainable, resources),

@@ -7,6 +7,7 @@ seeds, so that a sweep goes on where it stopped whatever Ray remembers.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import os
@@ -21,11 +22,13 @@ import torch
 from ray import tune
 
 from grokscale import data, registry, stats
+from grokscale.errors import GrokscaleError
 from grokscale.outcomes import Again, again, answers
 from grokscale.parts import timing_row, write_part
 from grokscale.spec import Resolved, TrialSpec, canonical_json, parse, seed_for
 from grokscale.store import Store
-from grokscale.train import Evaluation, packs, train
+from grokscale.train import Evaluation, lanes_for, packs, sharded, train
+from grokscale.weights import write_weights
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +50,14 @@ class Checkpoint:
 
     def write(self, evaluation: Evaluation, wall_s: float) -> None:
         """Replace the file by a snapshot; a cut leaves the old one."""
+        self.save(evaluation.snapshot(), wall_s)
+
+    def save(self, state: dict[str, Any], wall_s: float) -> None:
+        """`write`, of a snapshot that has been taken: of these replicas or more."""
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:
-                torch.save({"pack": evaluation.snapshot(), "wall_s": wall_s}, file)
+                torch.save({"pack": state, "wall_s": wall_s}, file)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self.path)
@@ -72,6 +79,19 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
 
+def places(device: str, count: int) -> list[str]:
+    """The devices of a trial, as torch calls them: of the GPUs that Ray lets this process see, the first `count`."""
+    return [f"{device}:{i}" for i in range(count)] if device == "cuda" and count > 1 else [device] * count
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """The first line of what says that memory ran out, on a GPU or a CPU; None for any other error."""
+    said = str(error).strip().partition("\n")[0]
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in said:
+        return said or type(error).__name__
+    return None
+
+
 class Work:
     """The replicas of one job, pack after pack, resumable.
 
@@ -85,8 +105,10 @@ class Work:
         self.horizon, self.until = int(job["horizon"]), str(job["until"])
         self.seeds = [int(seed) for seed in job["seeds"]]
         self.lanes, self.device = int(config["lanes"]), str(config["device"])
+        self.devices = places(self.device, int(config.get("devices", 1)))
         self.metrics: tuple[str, ...] = tuple(config.get("metrics", ()))
         self.compiled = bool(config.get("compile", False))
+        self.keeping: str | None = config.get("keep")
         self.grokked = self.finished = 0
         self._pack: tuple[Checkpoint, Evaluation, float] | None = None  # under way: where it is kept, and how far it is
 
@@ -96,17 +118,56 @@ class Work:
         there = {
             seed: row for seed, row in rows.items() if row and answers(row, self.horizon, self.until, self.metrics)}
         self._count(list(there.values()))
-        for pack in packs([seed for seed in self.seeds if seed not in there], self.lanes):
-            yield from self._train(pack, again([row for seed in pack if (row := rows[seed])], self.metrics))
+        waiting = packs([seed for seed in self.seeds if seed not in there], self.lanes)
+        while waiting:
+            pack = waiting.pop(0)
+            asked = again([row for seed in pack if (row := rows[seed])], self.metrics)
+            try:
+                yield from self._train(pack, asked)
+                continue
+            except (RuntimeError, MemoryError) as error:
+                problem = out_of_memory(error)
+                if problem is None:
+                    raise
+            # Out here the traceback is gone, and with it what it held of the pack.
+            waiting = [*self._halved(pack, asked, problem), *waiting]
+
+    def _halved(self, pack: list[int], asked: Again, problem: str) -> list[list[int]]:
+        """A pack that did not fit, in two, which go on from what was kept of the whole."""
+        self._pack = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        lanes = lanes_for(len(pack)) // 2
+        if lanes < 2 * len(self.devices):  # a lone replica takes two lanes too
+            raise GrokscaleError(
+                f"trial {self.spec.trial_id}: {len(pack)} replicas do not fit into memory, and fewer take as much: "
+                f"{problem}; give it a larger device, a smaller model or batch, or fewer trials at once (resources)")
+        log.warning("%s: out of memory with %d replicas in a pack, on with %d: %s",
+                    self.spec.trial_id, len(pack), lanes, problem)
+        whole = self._checkpoint(pack, asked)
+        state, spent = whole.read()
+        halves = packs(pack, lanes)
+        if state is not None:
+            for half in halves:
+                if any(str(seed) not in state["ended"] for seed in half):
+                    self._checkpoint(half, asked).save(state, spent)
+        whole.remove()
+        return halves
+
+    def _checkpoint(self, seeds: list[int], asked: Again) -> Checkpoint:
+        return Checkpoint(self.store, self.spec, seeds, self.horizon, self.until, asked.metrics)
 
     def _train(self, seeds: list[int], again: Again) -> Iterator[int]:
-        checkpoint = Checkpoint(self.store, self.spec, seeds, self.horizon, self.until, again.metrics)
+        checkpoint = self._checkpoint(seeds, again)
         before = (self.finished, self.grokked)
         began = kept = time.monotonic()
         spent = 0.0
         for evaluation, earlier in self._evaluations(checkpoint, seeds, again):
             now = time.monotonic()
             spent = earlier + now - began
+            for weights in evaluation.kept:  # before the rows, which say that the replica needs no more training
+                write_weights(self.store, self.spec, weights)
             if evaluation.done:
                 break
             self._pack = (checkpoint, evaluation, spent)
@@ -136,17 +197,18 @@ class Work:
         entries = registry.load(self.spec.plugins)
 
         def run(state: dict[str, Any] | None) -> Iterator[Evaluation]:
-            return train(
+            return sharded(
                 self.spec,
                 seeds,
+                devices=self.devices[: len(seeds)],
                 horizon=self.horizon,
                 until=self.until,
                 state=state,
-                device=self.device,
                 registry=entries,
                 metrics=again.metrics,
                 at_least=again.at_least,
                 compiled=self.compiled,
+                keep=self.keeping,
             )
 
         first, evaluations = None, run(state)
@@ -173,8 +235,8 @@ class Work:
 
 
 class SweepTrainable(tune.Trainable):
-    """One trial of a sweep. config: root, lanes, threads, device, data, job; the process is reused from trial to
-    trial.
+    """One trial of a sweep. config: root, lanes, threads, device, devices, gpus, data, job; the process is reused from
+    trial to trial.
     """
 
     _store: Store | None = None
@@ -192,6 +254,8 @@ class SweepTrainable(tune.Trainable):
         if self._work is None or self._steps is None:
             # Begun here and not in setup: what fails here is retried and reported as the trial's own error.
             torch.set_num_threads(int(self.config["threads"]))
+            if 0 < (share := float(self.config.get("gpus", 0))) < 1:  # the others on this GPU count on theirs
+                torch.cuda.set_per_process_memory_fraction(share)
             data.use(self.config["data"])  # where the driver found it: the environment need not be this process's
             if self._store is None or self._store.root != self.config["root"]:
                 self._store = Store(self.config["root"])

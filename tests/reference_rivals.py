@@ -101,6 +101,53 @@ class KeptNormOptimiser(ref.Optimiser):
         return KeptNorm(net, self.lr, 0.0 if self.decay == "inside" else self.wd, self.every, self.scope)
 
 
+class Rewarmed(KeptNorm):
+    """SGD whose step is made longer in cycles, with the norms held (or capped) at rho times the first ones."""
+
+    def __init__(
+        self, net: nn.Module, lr: float, wd: float, cycle: int, warm: float, peak: float, rho: float, hold: str,
+        scope: str,
+    ) -> None:  # fmt: skip
+        super().__init__(net, lr, wd, every=1, scope=scope)
+        self.cycle, self.warm, self.peak = cycle, warm, peak
+        self.capped = hold == "clamp"
+        self.first = [rho * first for first in self.first]
+
+    def length(self, step: int) -> float:
+        """1 at the start of a cycle, `peak` after its share `warm`, 1 again at its end."""
+        place, top = (step - 1) % self.cycle, self.warm * self.cycle
+        if place < top:
+            return 1 + (self.peak - 1) * place / top
+        angle = math.pi * (place - top) / (self.cycle - top)
+        return 1 + (self.peak - 1) * math.cos(angle / 2) ** 2
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        self.param_groups[0]["lr"] *= self.length(self.count + 1)  # the loop's schedule sets it anew after every step
+        torch.optim.SGD.step(self, closure)
+        self.count += 1
+        for group, held in zip(self.groups, self.first, strict=True):
+            now = self.norm(group)
+            if now > held or not self.capped:
+                for parameter in group:
+                    parameter.data.mul_(held / now)
+
+
+@dataclass
+class RewarmedOptimiser(ref.Optimiser):
+    """What reference.train builds `Rewarmed` from."""
+
+    cycle: int = 1000
+    warm: float = 0.1
+    peak: float = 10.0
+    rho: float = 1.0
+    hold: str = "project"
+    scope: str = "tensor"
+
+    def build(self, net: nn.Module) -> torch.optim.Optimizer:
+        wd = 0.0 if self.decay == "inside" else self.wd
+        return Rewarmed(net, self.lr, wd, self.cycle, self.warm, self.peak, self.rho, self.hold, self.scope)
+
+
 # --------------------------------------------------------------------------------------------------- rivals
 
 

@@ -89,6 +89,20 @@ def test_a_replica_that_diverged_keeps_its_worst_value(store: Store):
     assert best["mine"] == pytest.approx((0.9 + 0.8 + 0.9) / 3)
 
 
+def test_a_replica_that_diverged_before_it_was_looked_at_is_the_worst_seed(store: Store):
+    store.append("plans", [plan({"plain": "t", "swift": "w"}, SEEDS, tau=100, block=1)])
+    put(store, "w", {seed: SWIFT[seed] for seed in SEEDS[1:]})
+    store.append("replicas", [replica("w", 11, outcome="diverged", diverged_step=9, observed_to=9)])
+    final, loss, never, spread = asked(
+        store, {"name": "final", "metric": "test_acc"}, {"name": "loss", "kind": "best", "metric": "test_loss"},
+        {"name": "never", "kind": "time_to", "metric": "test_acc", "threshold": 0.5},
+        {"name": "sd_ratio", "metric": "test_acc"})  # fmt: skip
+    assert final["mine"] == pytest.approx((0.7 + 0.8 + 0.8) / 3)
+    assert loss["mine"] == pytest.approx((0.3 + 0.2 + 0.1) / 3)
+    assert never["censored_arm"] == 1
+    assert spread["value"] == pytest.approx(0.1 / np.std([0.7, 0.8, 0.8], ddof=1))
+
+
 def test_a_ratio_of_zeros_and_a_lost_curve_are_refused_by_name(store: Store):
     endpoint = {"name": "ratio", "kind": "best", "metric": "val_acc", "scale": "ratio", "direction": "down"}
     put(store, "u", {}, attempt="x")

@@ -11,7 +11,7 @@ import pytest
 
 from grokscale import answers, stats
 from grokscale.store import Store
-from tests.rows import grokked, plan, sweep, timing
+from tests.rows import curve, grokked, plan, sweep, timing
 
 SWEEP = "q-00000001"
 SEEDS = [11, 12, 13, 14]
@@ -87,6 +87,38 @@ def test_a_seed_that_never_crossed_counts_as_the_horizon_and_is_counted(store: S
     store.append("plans", [plan({"plain": "t", "swift": "v"}, SEEDS, block=1)])
     (row,) = judged(store, TIME)
     assert (row["censored"], row["n"], row["median"], row["verdict"]) == (1, 4, 1000, "inconclusive")
+
+
+def test_a_published_endpoint_is_held_against_that_of_every_seed(store: Store):
+    values = {"t": [0.8, 0.82, 0.81, 0.83], "u": [0.9, 0.88, 0.91, 0.89]}
+    for name, finals in values.items():
+        for seed, value in zip(SEEDS, finals, strict=True):
+            store.append("curves", curve(name, seed, test_acc=value, test_loss=1 - value))
+    ends = [{"name": "final", "metric": "test_acc"}, {"name": "loss", "kind": "final", "metric": "test_loss"}]
+    level = {"id": "e", "claim": "endpoint", "endpoint": "final", "value": 0.9, "arm": "swift", "source": "table 2"}
+    papers = [
+        level, {**level, "id": "base", "arm": "plain", "value": 0.9},
+        {**level, "id": "both", "against": "plain", "against_value": 0.8},
+        {**level, "id": "loss", "endpoint": "loss", "value": 0.1, "against": "plain", "against_value": 0.2},
+        {**level, "id": "ratio", "claim": "ratio", "value": 4},
+    ]  # fmt: skip
+    store.append("sweeps", [sweep(experiment_json=json.dumps({"paper": papers, "endpoint": ends}))])
+    found = {row["id"]: row for row in answers.verdicts(store, "q")}
+    assert (found["e"]["verdict"], found["e"]["median"], found["e"]["n"]) == ("reproduced", pytest.approx(0.895), 4)
+    assert (found["base"]["verdict"], found["base"]["s"]) == ("smaller", None)
+    assert found["both"]["s"] == pytest.approx(np.exp(np.mean(np.log(values["u"]) - np.log(values["t"]))))
+    assert found["both"]["s_claimed"] == pytest.approx(0.9 / 0.8) and found["both"]["verdict"] == "reproduced"
+    assert found["loss"]["s_claimed"] == 2 and found["loss"]["s"] > 1, "less of a loss is better"
+    assert (found["ratio"]["verdict"], found["ratio"]["against"]) == ("smaller", "plain")
+    kept = answers.compute_endpoints(store, "q")
+    store.append("endpoints", [{**row, "version": "0"} for row in kept])
+    assert list(found.values()) == answers.verdicts(store, "q"), "what a sweep stored says the same"
+
+
+def test_an_endpoint_that_nothing_is_known_of_says_so(store: Store):
+    row = {"id": "e", "claim": "endpoint", "endpoint": "final", "value": 0.9, "arm": "swift", "source": "table 2"}
+    (found,) = judged(store, row)
+    assert found["verdict"] == "not run" and found["why"] == "'e': nothing is known of endpoint 'final' of arm 'swift'"
 
 
 @pytest.mark.parametrize(("paper", "said"), [

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from grokscale import report
+from grokscale import report, track
 from grokscale.store import Store
 from tests import synthetic
 from tests.test_cli import GROKSCALE, environment
@@ -174,7 +174,12 @@ def test_a_report_on_paper(written: str, visit: Open) -> None:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address that `grokscale ui` prints for a small sweep."""
     root = tmp_path_factory.mktemp("ui")
-    synthetic.confirmed(Store(root / "runs"), experiment=synthetic.EXPERIMENT | {"task": {"name": "toy"}})
+    store, experiment = Store(root / "runs"), synthetic.EXPERIMENT | {"task": {"name": "toy"}}
+    synthetic.confirmed(store, experiment=experiment)
+    uri = track.default_uri(store)
+    assert uri is not None
+    synthetic.confirmed(other := Store(root / "other"), "tiny-99999999", experiment=experiment)
+    track.sync(other, "tiny-99999999", uri)  # of the same name, so in the same list
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [*GROKSCALE, "ui", "tiny", "--port", str(port), "--store", str(root / "runs")]
@@ -198,6 +203,7 @@ def test_mlflow_lists_trials_as_results(pages: str, visit: Open) -> None:
     page.get_by_text("shaky lr=0.05 wd=0.002 alpha=0.98: 6/8 grokked").first.wait_for()
     header = " ".join(page.locator("[role=columnheader]").all_inner_texts()).split()
     assert {"lr", "wd", "floor", "alpha", "grokked", "median_grok_step", "outcome"} <= set(header)
+    assert page.get_by_text("tiny-99999999").count() == 0
     seen.keep("mlflow-list")
     address = pages.partition("/#")[0] + "/" + page.get_by_role("link", name=parent).first.get_attribute("href")
     page.goto(address)

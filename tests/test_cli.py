@@ -180,7 +180,10 @@ def test_methods_and_tasks_list_every_entry() -> None:
     entries = registry.load()
     listed, tasks = call("methods").stdout, call("tasks").stdout
     for method in entries.methods.values():
-        assert f"\n{method.name}\n" in f"\n{listed}" and all(knob in listed for knob in method.defaults)
+        entry = f"\n{listed}\n\n".partition(f"\n{method.name}\n")[2].partition("\n\n")[0]
+        assert entry and all(re.search(rf"^    {knob} =", entry, re.MULTILINE) for knob in method.defaults)
+        if method.factory.__module__.startswith("grokscale.methods."):
+            assert "\n    flops: " in entry and method.source.split(",")[0] in entry, method.name
     for name in [*entries.tasks, *(f"model {name}" for name in entries.models)]:
         assert f"\n{name}\n" in f"\n{tasks}"
     assert max(map(len, (listed + tasks).splitlines())) <= 100

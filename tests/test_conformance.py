@@ -164,6 +164,7 @@ def test_numbers_outside_their_range_are_refused_with_the_knobs_name(name: str) 
         "egd-colnorm": {"floor": 0.0, "axis": "column", "layers": "none"},
         "normgrad": {"c": 0.0, "scope": "row", "clip": -1.0},
         "nap": {"every": 0, "scope": "row"},
+        "elr-rewarm": {"cycle": 0, "warm": 1.0, "peak": 0.5, "rho": 0.0, "hold": "none", "scope": "row"},
         "ngd-toy": {"size": 0},
         "shampoo": {"beta": 1.0, "eps": 0.0, "every": 0},
         "muon": {"beta": 1.0, "ns_steps": 100, "ns_dtype": "fp8", "scale": "none", "order": "both", "companion": 0.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,23 @@ def test_projection_is_the_twin(form: str, every: int, scope: str) -> None:
     agree(spec, lambda: lambda net, accuracy: None, seeds=(3,), built=built)
 
 
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"cycle": 20},
+        {"cycle": 7, "warm": 0.5, "peak": 3.0, "scope": "global"},
+        {"cycle": 12, "rho": 0.8, "hold": "clamp"},
+        {"cycle": 12, "warm": 0.3, "rho": 0.9, "hold": "clamp", "scope": "global"},
+    ],
+)
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_rewarming_is_the_twin(form: str, knobs: dict[str, Any]) -> None:
+    plain = {"name": "sgd", "lr": 0.02, "decay": "coupled" if form == "tokens-decoder" else "inside"}
+    spec = endless(form, [{"name": "elr-rewarm", **knobs}], optimiser=plain)
+    built = partial(twins.RewarmedOptimiser, **knobs)
+    agree(spec, lambda: lambda net, accuracy: None, seeds=(3,), built=built)
+
+
 # ------------------------------------------------------------------------------------------- normalised gradient
 
 
@@ -134,6 +152,66 @@ def test_norms_are_the_first_ones_at_every_projection_and_not_between(scope: str
         same = np.isclose([norms[i] for i in kept], [first[i] for i in kept], rtol=1e-12)
         assert same.all() == (step % 20 == 0), (step, norms, first)
     assert {20, 40} < set(seen)
+
+
+# ------------------------------------------------------------------------------------------------- elr-rewarm
+
+
+def rewarmed(grads: Params, start: Params, steps: int, **knobs: Any) -> list[Params]:
+    """Parameters after each of so many steps of SGD at rate 0.1 on one gradient, and before the first."""
+    steps_of, last = make("elr-rewarm", **knobs), sgd(0.1)
+    assert steps_of.after is not None
+    seen, state = [start], steps_of.init(start, ROLES, torch.Generator())
+    for step in range(1, steps + 1):
+        out, state = steps_of.update(grads, state, seen[-1], step=step)
+        updates, _ = last.update(out, (), seen[-1], step=step)
+        moved, state = steps_of.after({k: p + updates[k] for k, p in seen[-1].items()}, state, step=step)
+        seen.append(moved)
+    return seen
+
+
+def test_a_rewarmed_step_by_hand() -> None:
+    """w = (3, 4), g = (-10, 0): steps of length 1, 2 and 3 by 1 to the right, each scaled back to norm 5."""
+    start = {"w": torch.tensor([[3.0, 4.0]], dtype=torch.float64)}
+    grads = {"w": torch.tensor([[-10.0, 0.0]], dtype=torch.float64)}
+    seen = rewarmed(grads, start, 3, cycle=4, warm=0.5, peak=3.0)
+    first = torch.tensor([[4.0, 4.0]]).double() * 5 / math.sqrt(32)
+    second = first + torch.tensor([[2.0, 0.0]])
+    second = second * 5 / second.norm()
+    third = second + torch.tensor([[3.0, 0.0]])
+    for got, expected in zip(seen[1:], (first, second, third * 5 / third.norm()), strict=True):
+        assert torch.allclose(got["w"], expected, rtol=1e-12)
+
+
+def test_the_effective_rate_is_the_schedule_once_a_cycle() -> None:
+    """Steps of one norm on biases, which are not projected: ||u|| is 1 to 10 and back, and 1 again after a cycle."""
+    grads = {k: g / norm_of(draw(1)) for k, g in draw(1).items()}
+    seen = rewarmed(grads, draw(0), 25, cycle=20, warm=0.25, peak=10.0)
+    unit = float(0.1 * grads["b"].norm())
+    lengths = [float((b["b"] - a["b"]).norm()) / unit for a, b in pairwise(seen)]
+    rising = [1 + 9 * i / 5 for i in range(6)]
+    falling = [1 + 9 * (1 + math.cos(math.pi * i / 15)) / 2 for i in range(1, 15)]
+    assert lengths == pytest.approx([*rising, *falling, *rising[:5]], rel=1e-9)
+    for params in seen:
+        for k in ("w", "head"):
+            assert float(params[k].norm()) == pytest.approx(float(draw(0)[k].norm()), rel=1e-12)
+
+
+def test_a_clamp_lets_norms_shrink_and_a_peak_of_one_is_nap() -> None:
+    start = draw(0)
+    inwards = {k: 2.0 * p for k, p in start.items()}  # a step of 0.1 takes a fifth of the weights away
+    shrunk = rewarmed(inwards, start, 1, peak=1.0, hold="clamp")[-1]
+    held = rewarmed(inwards, start, 1, peak=1.0, hold="clamp", rho=0.5)[-1]
+    for k in ("w", "head"):
+        assert torch.allclose(shrunk[k], 0.8 * start[k])
+        assert float(held[k].norm()) == pytest.approx(0.5 * float(start[k].norm()))
+    nap, params = make("nap"), start
+    state = nap.init(start, ROLES, torch.Generator())
+    assert nap.after is not None
+    for step in range(1, 6):
+        params, state = nap.after({k: p - 0.1 * draw(1)[k] for k, p in params.items()}, state, step=step)
+    same = rewarmed(draw(1), start, 5, peak=1.0)[-1]
+    assert all(torch.allclose(same[k], params[k], rtol=1e-12) for k in SHAPES)
 
 
 # ---------------------------------------------------------------------------------------------------- ngd-toy
@@ -237,7 +315,13 @@ def test_under_adam_a_scale_of_the_gradient_is_invisible() -> None:
 
 @pytest.mark.parametrize(
     ("name", "knobs", "per_scalar"),
-    [("normgrad", {}, 3), ("normgrad", {"clip": 1.0}, 6), ("orthograd", {}, 11), ("nap", {"every": 10}, 0.3)],
+    [
+        ("normgrad", {}, 3),
+        ("normgrad", {"clip": 1.0}, 6),
+        ("orthograd", {}, 11),
+        ("nap", {"every": 10}, 0.3),
+        ("elr-rewarm", {}, 6),
+    ],
 )
 def test_flops_are_a_few_per_scalar(name: str, knobs: dict[str, Any], per_scalar: float) -> None:
     method = REGISTRY.methods[name]

@@ -158,7 +158,7 @@ ARMS = [{"name": "none"}, {"name": "damp"}]
     [
         ({"name": "Quick Start"}, "name: must be a string (a-z, 0-9 and -, at most 64"),
         ({"nam": 1}, "nam: unknown key; did you mean 'name'? allowed: name, "),
-        ({"trials": 8}, "trials: unknown key; did you mean search.trials? allowed here: "),
+        ({"trials": 8}, "trials: unknown key; did you mean search.trials or limits.trials? allowed here: "),
         ({"task": {"name": 3}}, "task.name: must be a string"),
         ({"task": {"nn": 3}}, "task.nn: unknown key for task coins; did you mean 'n'? allowed: n, "),
         ({"task": {"n": 1.5}}, "task.n: must be an integer, got 1.5"),
@@ -400,3 +400,14 @@ def test_measures_are_no_part_of_any_identity() -> None:
     assert both.metrics.during("search") == ("compare:damp:boost", "norms")
     assert parse(basic(metrics={"names": "norms"})).metrics.during("race") == ()
     assert parse(basic(metrics={"names": "norms"})).metrics.during("confirm") == ("norms",)
+
+
+@pytest.mark.parametrize("changes", [
+    {"tracking": "http://me:planted@there:5000"}, {"store": "s3://key:planted@bucket/x"},
+    {"cluster": {"address": "http://me:planted@there:8265"}}, {"tracking": "postgresql://me:planted@there/db"},
+])  # fmt: skip
+def test_a_password_in_an_address_is_refused_and_not_repeated(changes: dict[str, Any]) -> None:
+    """The experiment is kept in the store, in jobs and in logs."""
+    (said,) = problems(basic(**changes))
+    assert "holds a password" in said and "MLFLOW_TRACKING_PASSWORD" in said and "planted" not in said
+    assert parse(basic(tracking="http://there:5000", store="s3://bucket/a:b@c")).tracking == "http://there:5000"

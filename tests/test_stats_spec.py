@@ -121,21 +121,28 @@ def test_endpoints_must_differ_and_need_their_split():
 @pytest.mark.parametrize(("paper", "said"), [
     ({"value": -1}, "paper[1].value: must be a number > 0, got -1"),
     ({"source": ""}, "paper[1].source: must be a string (where it was published"),
-    ({"claim": "faster"}, "paper[1].claim: must not be \"faster\"; allowed: time, speedup"),
+    ({"claim": "faster"}, "paper[1].claim: must not be \"faster\"; allowed: time, ratio, speedup, endpoint"),
     ({"arm": "dmp"}, "paper[1].arm: no arm is labelled \"dmp\"; did you mean 'damp'"),
     ({"against": "nne", "against_value": 3000}, "paper[1].against: no arm is labelled \"nne\"; did you mean 'none'"),
     ({"against": "none"}, "paper[1]: against and against_value belong together"),
     ({"clock": "epochs"}, "paper[1]: a time in epochs needs steps_per_epoch"),
     ({"steps_per_epoch": 9}, 'paper[1]: steps_per_epoch is for clock = "epochs"'),
-    ({"claim": "speedup", "value": 1}, "paper[1]: a speed-up of 1 claims nothing"),
+    ({"claim": "speedup", "value": 1}, "paper[1]: a ratio of 1 claims nothing"),
     ({"claim": "speedup", "against_value": 4}, "paper[1]: against_value is for times"),
     ({"claim": "speedup", "arm": "none"}, 'paper[1].arm: "none" is compared with itself'),
     ({"against": "none", "against_value": 910}, "paper[1]: against_value must differ from value"),
     ({"threshold": 0.95}, 'paper[1].threshold: "t3" counts from 0.95, this experiment from 0.9: set task.threshold'),
+    ({"claim": "endpoint"}, 'paper[1]: endpoint belongs to claim = "endpoint" and "ratio", and both need it'),
+    ({"endpoint": "final"}, 'paper[1]: endpoint belongs to claim = "endpoint" and "ratio", and both need it'),
+    ({"claim": "ratio", "endpoint": "finl"}, "paper[1].endpoint: no [[endpoint]] is named \"finl\"; did you mean"),
+    ({"claim": "ratio", "endpoint": "spread"}, "paper[1].endpoint: is a sd_ratio, which no seed has alone"),
+    ({"claim": "endpoint", "endpoint": "final", "threshold": 0.9}, "paper[1]: an endpoint has no clock and no thr"),
+    ({"claim": "ratio", "endpoint": "final", "arm": "none"}, 'paper[1].arm: "none" is compared with itself'),
     ({"clock": "hours"}, "paper[1].clock: must not be \"hours\"; "),
 ])  # fmt: skip
 def test_a_published_value_that_cannot_be_is_refused(paper: dict[str, Any], said: str):
-    (problem,) = problems(paper=[{**PAPER, **paper}])
+    ends = [FINAL, {"name": "spread", "kind": "sd_ratio", "metric": "test_acc"}]
+    (problem,) = problems(paper=[{**PAPER, **paper}], endpoint=ends)
     assert problem.startswith(said), problem
 
 

@@ -313,7 +313,7 @@ def test_a_limit_in_hours_stops_in_order(ray_here: None, tmp_path: Path) -> None
     store = Store(tmp_path)
     with pytest.raises(SweepInterrupted, match=r"limits\.hours = 1e-09 reached") as stopped:
         run_sweep(resolve(limits={"hours": 1e-9}), store, tracking="none")
-    assert (stopped.value.reason, stopped.value.exit_code) == ("hours", 0)
+    assert (stopped.value.reason, stopped.value.exit_code) == ("limit", 0)
     assert not store.replicas().num_rows
 
 

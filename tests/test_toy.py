@@ -49,8 +49,10 @@ def test_error_curve(k: int, expected: float) -> None:
 
 
 def test_angle() -> None:
-    gamma = math.sqrt(0.25 + 0.01 * 0.75)
-    assert 0.5 / gamma == pytest.approx(0.985329, abs=5e-7)
+    """r, read off Theorem 1 for weights whose own angle is known: r_k = 1 / sqrt(1.01) for (1, 1)."""
+    share = float(theory.theorem1((1.0, 1.0), **SETTING))
+    assert share < 1
+    assert math.cos(math.acos(1 / math.sqrt(1.01)) / share) == pytest.approx(0.985329, abs=5e-7)
 
 
 def test_plateau_end_is_where_the_error_leaves_one() -> None:

@@ -229,3 +229,19 @@ def test_where_a_sweep_is_tracked(tmp_path: Path) -> None:
         assert track.uri_of(store, sweep_id) == wanted
     with pytest.raises(Exception, match="no sweep"):
         track.uri_of(store, "nothing-00000000")
+
+
+def test_kept_weights_are_artifacts_in_a_folder_once(store: Store, uri: str) -> None:
+    sweep_id = synthetic.confirmed(store, "kept-00000001", experiment=experiment("kept"))
+    (row,) = [r for r in store.trials(sweep_id=sweep_id, phase="confirm").to_pylist() if r["arm"] == "swift"]
+    assert store.local is not None
+    folder = store.local / "weights" / row["trial_id"]
+    folder.mkdir(parents=True)
+    (folder / "1-100.pt").write_bytes(b"first")
+    track.sync(store, sweep_id, uri)
+    (folder / "2-200.pt").write_bytes(b"second")
+    track.sync(store, sweep_id, uri)
+    kept = [run for run in runs(uri, "kept") if "weights" in run.data.tags]
+    assert [(run.data.tags["arm"], run.data.tags["phase"]) for run in kept] == [("swift", "confirm")]
+    logged = client(uri).list_artifacts(kept[0].info.run_id, "weights")
+    assert sorted(one.path for one in logged) == ["weights/1-100.pt", "weights/2-200.pt"]

@@ -46,6 +46,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     "egd-topk": {"rank": 3},
     "neuralgrok": {"width": 16, "period": 2},
     "nap": {"every": 10},
+    "elr-rewarm": {"cycle": 12},
     "ngd-toy": {"size": 6},
 }  # fmt: skip
 

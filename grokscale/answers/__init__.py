@@ -10,7 +10,7 @@ tuning     flags of a search, S against the tuning budget, one-knob slices
 """
 
 from grokscale.answers.compare import compare, compute, speedups
-from grokscale.answers.curves import endpoints
+from grokscale.answers.curves import compute_endpoints, endpoints
 from grokscale.answers.papers import verdicts
 from grokscale.answers.sides import seeds_of
 from grokscale.answers.summary import arms
@@ -24,6 +24,7 @@ __all__ = [
     "budget",
     "compare",
     "compute",
+    "compute_endpoints",
     "endpoints",
     "flags",
     "importances",

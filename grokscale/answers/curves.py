@@ -22,6 +22,22 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 
 def endpoints(store: Store, sweep: str | None = None) -> list[dict[str, Any]]:
+    """The rows of `endpoints` that a finished sweep stored for its newest plan, else those of `compute_endpoints`.
+
+    A published store has these rows, and not the curves that they were read from.
+    """
+    sweep_id = store.find_sweep(sweep)
+    plan = newest_plan(store, sweep_id)
+    kept = [] if plan is None else store.rows("endpoints", sweep_id=sweep_id, block=plan["block"])
+    asked = [table["name"] for table in json.loads(sweep_row(store, sweep_id)["experiment_json"]).get("endpoint", [])]
+    if asked and {row["endpoint"] for row in kept} >= set(asked):
+        order = list(json.loads(plan["winners_json"])) if plan else []
+        return sorted((row for row in kept if row["endpoint"] in asked), key=lambda row: (
+            asked.index(row["endpoint"]), row["baseline"], order.index(row["arm"])))  # fmt: skip
+    return compute_endpoints(store, sweep_id)
+
+
+def compute_endpoints(store: Store, sweep: str | None = None) -> list[dict[str, Any]]:
     """A row per [[endpoint]] of the experiment and arm, against the baselines as in `compute`; [] without any.
 
     sweep: id or name, the latest by default.  Read from the curves up to the plan's tau, for all seeds.
@@ -29,10 +45,12 @@ def endpoints(store: Store, sweep: str | None = None) -> list[dict[str, Any]]:
     clamped; sd_ratio: standard deviations).
     scale: "difference" (above 0 speaks for the arm, in the metric's unit) or "ratio" (above 1 does).
     value, lo, hi, n: with its t interval over the pairs.  p: of sign flips, None for sd_ratio.
+    base_values, mine_values: of every seed, in the order of the plan's.
     margin, noninferior: is the arm shown to lose less than the margin? None without a margin.
     censored_*, bound: seeds that never reached the threshold of a time_to, and ">=" as for S.
 
-    A replica that diverged keeps the worst value it had. Raises GrokscaleError for an invalid comparison, for
+    A replica that diverged keeps the worst value it had; before it was ever looked at it counts as the worst seed of
+    the two arms. Raises GrokscaleError for an invalid comparison, for
     missing replicas and curves, and for a ratio of values that are not above 0.
     """
     sweep_id = store.find_sweep(sweep)
@@ -58,7 +76,10 @@ def endpoints(store: Store, sweep: str | None = None) -> list[dict[str, Any]]:
 
 
 def _curves(store: Store, of: Side, one: Endpoint) -> list[Curve]:
-    """(steps, values) of every seed of a side, in their order; a divergence is a last value that is not finite."""
+    """(steps, values) of every seed of a side, in their order; a divergence is a last value that is not finite.
+
+    A replica that diverged before it was ever looked at has no points.
+    """
     about: dict[str, Any] = {"trial_id": of.trial_id, "seed": list(of.seeds)}
     if one.measure is not None:
         table, name = store.measures(**about, measure=one.measure), "value"
@@ -69,14 +90,14 @@ def _curves(store: Store, of: Side, one: Endpoint) -> list[Curve]:
     found = []
     for row in of.rows:
         mine = np.flatnonzero(seeds == row["seed"])
-        if not len(mine):
+        if not len(mine) and row["diverged_step"] is None:
             raise GrokscaleError(
                 f"{of.sweep_id}: arm '{of.arm}' has no {one.curve} of seed {row['seed']}, and pairs are never dropped; "
                 "run the sweep again if it was asked for since"
             )
         mine = mine[np.argsort(steps[mine], kind="stable")]
         t, v = steps[mine], values[mine]
-        if row["diverged_step"] is not None:
+        if row["diverged_step"] is not None and len(t):
             t, v = np.append(t, max(t[-1] + 1, row["diverged_step"])), np.append(v, math.nan)
         found.append((t, v))
     return found
@@ -89,7 +110,13 @@ def _row(one: Endpoint, base: tuple[Side, list[Curve]], arm: tuple[Side, list[Cu
         if one.what == "time_to":
             return _time_to(one, right.tau, base_curves, arm_curves, rng)
         reads = ends.final if one.what == "sd_ratio" else getattr(ends, one.what)
-        x, y = (np.array([reads(*c, right.tau, up=one.up) for c in side]) for side in (base_curves, arm_curves))
+        both = [*base_curves, *arm_curves]
+        values = np.array([reads(*c, right.tau, up=one.up) if len(c[0]) else math.nan for c in both])
+        if np.isnan(values).all():
+            raise ValueError("every seed diverged before it was looked at")
+        worst = (np.nanmin if one.up else np.nanmax)(values)
+        values = np.where(np.isnan(values), worst, values)
+        x, y = np.split(values, [len(base_curves)])
         return _compared(one, x, y, rng)
     except ValueError as error:
         raise GrokscaleError(
@@ -102,7 +129,8 @@ def _time_to(one: Endpoint, tau: int, base: list[Curve], arm: list[Curve], rng: 
     x, y = ([ends.time_to(*c, tau, one.threshold, up=one.up) for c in side] for side in (base, arm))
     s = stats.paired_speedup(x, y, tau, rng=rng)
     base_mean, mean = (stats.geometric_mean_clamped(side, tau) for side in (x, y))
-    return _filled(one, base_mean, mean, stats.Interval(s.s, s.lo, s.hi, s.n), s.p) | {
+    both = [list(map(float, stats.clamped(side, tau)[0])) for side in (x, y)]
+    return _filled(one, base_mean, mean, stats.Interval(s.s, s.lo, s.hi, s.n), s.p, *both) | {
         "censored_base": s.censored_base, "censored_arm": s.censored_arm, "bound": s.bound,
     }  # fmt: skip
 
@@ -110,19 +138,25 @@ def _time_to(one: Endpoint, tau: int, base: list[Curve], arm: list[Curve], rng: 
 def _compared(one: Endpoint, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     if one.what == "sd_ratio":
         base_sd, sd = (float(side.std(ddof=1)) if len(side) > 1 else 0.0 for side in (x, y))
-        return _filled(one, base_sd, sd, ends.sd_ratio(x, y), None)
+        return _filled(one, base_sd, sd, ends.sd_ratio(x, y), None, x.tolist(), y.tolist())
     base, mine = float(x.mean()), float(y.mean())
     if not one.ratio:
-        return _filled(one, base, mine, ends.gain(x, y, up=one.up), stats.sign_flip(y - x, rng))
-    return _filled(one, base, mine, ends.log_ratio(x, y, up=one.up), stats.sign_flip(np.log(y) - np.log(x), rng))
+        found, p = ends.gain(x, y, up=one.up), stats.sign_flip(y - x, rng)
+    else:
+        found, p = ends.log_ratio(x, y, up=one.up), stats.sign_flip(np.log(y) - np.log(x), rng)
+    return _filled(one, base, mine, found, p, x.tolist(), y.tolist())
 
 
-def _filled(one: Endpoint, base: float, mine: float, found: stats.Interval, p: float | None) -> dict[str, Any]:
+def _filled(
+    one: Endpoint, base: float, mine: float, found: stats.Interval, p: float | None,
+    base_values: list[float], mine_values: list[float],
+) -> dict[str, Any]:
     within = None if one.margin is None else ends.noninferior(found, one.margin)
     return {
         "base": base, "mine": mine, "scale": "ratio" if one.ratio else "difference", "value": found.value,
         "lo": found.lo, "hi": found.hi, "n": found.n, "p": p, "margin": one.margin, "noninferior": within,
         "censored_base": 0, "censored_arm": 0, "bound": "=",
+        "base_values": base_values, "mine_values": mine_values,
     }  # fmt: skip
 
 

@@ -11,14 +11,18 @@ import numpy as np
 
 from grokscale import stats
 from grokscale.answers.compare import clock_of, clocks_of, times
+from grokscale.answers.curves import endpoints
 from grokscale.answers.sides import Row, newest_plan, paired, side, sweep_row
 from grokscale.errors import GrokscaleError
+from grokscale.stats import endpoints as ends
 from grokscale.stats import published
 from grokscale.stats.base import exp
 from grokscale.store import Store
 
 if TYPE_CHECKING:
     from grokscale.spec.claims import Paper
+
+ABOUT = ("id", "claim", "source", "clock", "endpoint", "arm", "m", "threshold")
 
 
 def verdicts(
@@ -27,10 +31,10 @@ def verdicts(
     """A row per [[paper]] of the experiment: the published value, ours, and the verdict (`stats.published.judge`).
 
     sweep: id or name, the latest by default.  papers: tables in place of those that the sweep was started with.
-    Columns: those of the table (id, claim, source, clock, arm, against, m, threshold), claimed in the unit of the
-    clock (epochs are counted in steps), median, n, censored, percentile, lo, hi (prediction interval), s, s_lo, s_hi
-    (sustained crossings on that clock, None without a comparison), s_claimed, retained, verdict, and why where a row
-    was not run.
+    Columns: those of the table (ABOUT, and against), claimed in the unit of the clock (epochs are counted in steps) or
+    of the endpoint, median, n, censored, percentile, lo, hi (prediction interval), s, s_lo, s_hi (sustained crossings
+    on that clock, or how many times better the endpoint is; None without a comparison), s_claimed, retained, verdict,
+    and why where a row was not run.
 
     Our times are first crossings, which is what papers print, at most tau; S is that of sustained ones.
     """
@@ -45,11 +49,15 @@ def verdicts(
     timings = store.rows("timings", trial_id=[winner["trial_id"] for winner in winners.values()])
     rows = []
     for paper in (Paper.model_validate(dict(table)) for table in asked):
-        against = paper.against or (head["baseline"] if paper.claim == "speedup" else None)
-        about = {name: getattr(paper, name) for name in ("id", "claim", "source", "clock", "arm", "m", "threshold")}
+        against = paper.against or (head["baseline"] if paper.relative else None)
+        about = {name: getattr(paper, name) for name in ABOUT}
         row = {**about, "sweep_id": sweep_id, "against": against, "why": None}
         try:
-            rows.append({**row, **_judged(store, sweep_id, plan, paper, against, timings)})
+            if paper.endpoint is not None:
+                judged = _judged_endpoint(endpoints(store, sweep_id), paper, against)
+            else:
+                judged = _judged(store, sweep_id, plan, paper, against, timings)
+            rows.append({**row, **judged})
         except GrokscaleError as error:  # this row cannot be answered, and says why; the others can
             rows.append({**row, **_answer(paper, published.judge([], _claimed(paper))), "why": str(error)})
     return rows
@@ -91,9 +99,36 @@ def _judged(
     return _answer(paper, verdict, s=s, censored=censored)
 
 
+def _judged_endpoint(rows: Sequence[Row], paper: Paper, against: str | None) -> dict[str, Any]:
+    """S is how many times better the arm's endpoint is: a ratio above 1 speaks for it, whichever way is better."""
+    of_arm: dict[str, Sequence[float]] = {}
+    up = True
+    for row in (row for row in rows if row["endpoint"] == paper.endpoint):
+        up = row["up"]
+        of_arm |= {row["baseline"]: row["base_values"], row["arm"]: row["mine_values"]}
+    for arm in (paper.arm, against):
+        if arm is not None and arm not in of_arm:
+            raise GrokscaleError(f"'{paper.id}': nothing is known of endpoint '{paper.endpoint}' of arm '{arm}'")
+    mine = np.array(of_arm[paper.arm])
+    if against is None:
+        return _answer(paper, published.judge(mine, paper.value, m=paper.m))
+    base = np.array(of_arm[against])
+    try:
+        s = ends.log_ratio(base, mine, up=up)
+    except ValueError as error:
+        raise GrokscaleError(f"'{paper.id}': {error}") from None
+    s_claimed = _claimed_s(paper)
+    if paper.claim == "endpoint" and s_claimed is not None:
+        s_claimed = 1 / s_claimed if up else s_claimed
+    ours = (mine / base if up else base / mine) if paper.claim == "ratio" else mine
+    return _answer(paper, published.judge(ours, paper.value, m=paper.m, s=s, s_claimed=s_claimed), s=s) | {
+        "s_claimed": s_claimed,
+    }
+
+
 def _claimed_s(paper: Paper) -> float | None:
-    """The speed-up that a row claims, of itself or by the two times that it gives."""
-    if paper.claim == "speedup":
+    """The ratio that a row claims, of itself or by the two values that it gives, the other's over its own."""
+    if paper.relative:
         return paper.value
     return None if paper.against_value is None else paper.against_value / paper.value
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from grokscale.cli.base import StorePath, app, open_store
+from grokscale.cli.base import StorePath, app, open_store, option
 from grokscale.errors import GrokscaleError
 
 store_app = typer.Typer(help="Care for the store.", no_args_is_help=True, rich_markup_mode=None)
@@ -36,6 +36,25 @@ def store_check(
     if left := sum(not finding.done for finding in found):
         raise GrokscaleError(f"{left} to look at" + ("" if repair else "; --repair does what is said"))
     typer.echo("all is well")
+
+
+@store_app.command("publish")
+def store_publish(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Another store: folder, s3:// or gs://.")],
+    sweep: Annotated[list[str] | None, option("--sweep", help="Name or id; default all. Repeatable.")] = None,
+    store: StorePath = None,
+) -> None:
+    """Copy what stands behind answers into another store: all but curves, measures and checkpoints.
+
+    What is there already stays as it is; the copy is compacted, so that it is a few small files.
+    """
+    from grokscale.store import Store
+    from grokscale.store.publish import publish
+
+    source, copy = open_store(store), Store(target)
+    for table, count in publish(source, copy, [source.find_sweep(name) for name in sweep or source.sweeps()]).items():
+        typer.echo(f"{table}: {count} rows")
+    copy.compact(grace=0)
 
 
 @store_app.command("columns")

@@ -22,6 +22,8 @@ from grokscale.cli.base import (
     write_file,
 )
 
+EXPERIMENTS = Path("experiments")
+
 
 @app.command()
 def results(
@@ -52,7 +54,8 @@ def sql(
 ) -> None:
     """Ask the store in SQL, read-only.
 
-    Views: replicas, trials, curves, measures, speedups, sweeps, plans, timings, importances. The dialect is DuckDB's.
+    Views: replicas, trials, curves, measures, speedups, sweeps, plans, timings, endpoints, importances; in DuckDB's
+    dialect.
     """
     show(open_store(store).sql(query), format, output)
 
@@ -75,18 +78,39 @@ def associations(
 
 @app.command()
 def report(
-    sweep: Sweep = None,
+    sweeps: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SWEEP]...", help="Name or id; the latest by default. Several: one a task."),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
     figures: Annotated[Path | None, option(metavar="DIR", help="Also every figure, as SVG and PNG.")] = None,
+    scoreboard: Annotated[
+        bool, typer.Option("--scoreboard", help="Published values against measured: SCOREBOARD.md, not a page.")
+    ] = False,
+    experiments: Annotated[Path, typer.Option(help="Folder of the files that --scoreboard is about.")] = EXPERIMENTS,
     store: StorePath = None,
 ) -> None:
-    """Write a sweep's tables and figures as one HTML page."""
+    """Write a sweep's tables and figures as one HTML page.
+
+    Of several sweeps, a task each with one baseline: their performance profile and S over the tasks.
+    With --scoreboard the store is results/ in the folder of the experiments, if no other is named.
+    """
     from grokscale import report as reports
 
+    if scoreboard:
+        files = reports.scoreboard_files(open_store(store or str(experiments / "results")), experiments)
+        for path, data in files.items():
+            write_file(path, data)
+            typer.echo(str(path))
+        return
     opened = open_store(store)
-    files = {output: reports.html(opened, sweep).encode()}
+    named = sweeps or []
+    several, sweep = len(named) > 1, named[0] if named else None
+    page = reports.profile_page(opened, named) if several else reports.html(opened, sweep)
+    files = {output: page.encode()}
     if figures is not None:
-        files |= {figures / name: data for name, data in reports.figure_files(opened, sweep).items()}
+        drawn = reports.profile_files(opened, named) if several else reports.figure_files(opened, sweep)
+        files |= {figures / name: data for name, data in drawn.items()}
     for path, data in files.items():
         write_file(path, data)
         typer.echo(str(path))

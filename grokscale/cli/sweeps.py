@@ -77,7 +77,7 @@ def run_and_print(resolved: Callable[[], Resolved], title: str, store: str | Sto
             opened = open_store(store or asked.experiment.store) if isinstance(store, str | None) else store
             result = run_sweep(asked, opened, on_progress=view)
     except SweepInterrupted as stopped:
-        if opened and asked and stopped.reason == "hours":  # as asked for in the file: show how far it came
+        if opened and asked and stopped.reason == "limit":  # as asked for in the file: show how far it came
             print_results(opened, asked.sweep_id)
         stopped.args = (f"{stopped}\nresume: {this_command()}",)
         raise

@@ -17,6 +17,7 @@ from grokscale.entries import Method
 from grokscale.transform import Params, Roles, Scalar, State, Transform, stateless
 
 SCOPES = ("tensor", "global")
+HOLDS = ("project", "clamp")
 SMALLEST = 1e-12  # norm below which a gradient counts as zero
 TINY = 1e-30  # keeps 0 / 0 at 0
 
@@ -33,11 +34,23 @@ NAP_SPACE = {
     "every": IntDistribution(1, 1000, log=True),
     "scope": CategoricalDistribution(["tensor", "global"]),
 }
+REWARM_DEFAULTS: dict[str, Any] = {
+    "cycle": 1000, "warm": 0.1, "peak": 10.0, "rho": 1.0, "hold": "project", "scope": "tensor"}  # fmt: skip
+REWARM_SPACE = {
+    "cycle": IntDistribution(100, 10_000, log=True),
+    "peak": FloatDistribution(1.0, 100.0, log=True),
+    "scope": CategoricalDistribution(["tensor", "global"]),
+}
 NGD_DEFAULTS: dict[str, Any] = {"size": 2}
 
 
 class NapState(NamedTuple):
     norms: Params  # 0-d each: first norm of every weight tensor, or of all parameters together under "all"
+
+
+class RewarmState(NamedTuple):
+    norms: Params  # as in NapState
+    before: Params  # the parameters before the optimiser's step
 
 
 def normgrad(c: Scalar = 1.0, scope: str = "tensor", clip: Scalar = 0.0) -> Transform:
@@ -93,19 +106,83 @@ def nap(every: int = 1, scope: str = "tensor") -> Transform:
     _check(scope in SCOPES, f"scope must be 'tensor' or 'global', got {scope!r}")
 
     def init(params: Params, roles: Roles, generator: torch.Generator) -> NapState:
-        if scope == "global":
-            return NapState({"all": norm_of(params)})
-        return NapState(norms_of({k: p for k, p in params.items() if roles[k].kind not in ("bias", "norm")}))
+        return NapState(_held(params, roles, scope))
 
     def after(params: Params, state: NapState, *, step: int, **_: Any) -> tuple[Params, NapState]:
-        if scope == "global":
-            factor = state.norms["all"] / norm_of(params).clamp(min=SMALLEST)
-            return {k: p * factor for k, p in params.items()}, state
-        now = norms_of({k: params[k] for k in state.norms})
-        factors = {k: first / now[k].clamp(min=SMALLEST) for k, first in state.norms.items()}
-        return {k: p * factors[k] if k in factors else p for k, p in params.items()}, state
+        return _projected(params, state.norms, scope), state
 
     return Transform(init, lambda grads, state, params, *, step, **_: (dict(grads), state), after, period=every)
+
+
+def elr_rewarm(
+    cycle: int = 1000,
+    warm: Scalar = 0.1,
+    peak: Scalar = 10.0,
+    rho: Scalar = 1.0,
+    hold: str = "project",
+    scope: str = "tensor",
+) -> Transform:
+    """Re-warmed effective learning rate ||u|| / ||w||: w <- (w + s(t) u) rho ||w_0|| / ||w + s(t) u||.
+
+    u: what the optimiser adds, its decay included. The norm of w is held, so that s(t) alone sets the effective rate
+    of an optimiser whose updates keep their size.
+    s(t): with x = ((t - 1) mod cycle) / cycle, linear from 1 to `peak` over x < warm, then half a cosine back to 1.
+    cycle: steps between two re-warmings, >= 1.  warm: share of a cycle in which s rises, 0 < warm < 1.
+    peak: >= 1, in units of the optimiser's rate; 1 is `nap` after every step.
+    rho: norm that is held, in units of the first one, > 0.  hold: "project" (the norm is kept at that) or "clamp" (at
+    most that).  scope: "tensor" or "global", as for `nap`, and like there set wd = 0.
+    Remembers one number per parameter.
+    Raises ValueError for knobs out of range.
+    Source: ELR re-warming, arXiv 2507.20057; the shape of s and the reading of rho are ours, methods.md 6.
+    """
+    _check(isinstance(cycle, int) and cycle >= 1, f"cycle must be an integer >= 1, got cycle={cycle}")
+    _check(isinstance(warm, Tensor) or 0 < warm < 1, f"0 < warm < 1 must hold, got warm={warm}")
+    _check(isinstance(peak, Tensor) or peak >= 1, f"peak >= 1 must hold, got peak={peak}")
+    _check(isinstance(rho, Tensor) or rho > 0, f"rho > 0 must hold, got rho={rho}")
+    _check(hold in HOLDS, f"hold must be 'project' or 'clamp', got {hold!r}")
+    _check(scope in SCOPES, f"scope must be 'tensor' or 'global', got {scope!r}")
+
+    def init(params: Params, roles: Roles, generator: torch.Generator) -> RewarmState:
+        return RewarmState(_held(params, roles, scope), {k: p.clone() for k, p in params.items()})
+
+    def update(
+        grads: Params, state: RewarmState, params: Params, *, step: int, **_: Any
+    ) -> tuple[Params, RewarmState]:
+        return dict(grads), state._replace(before={k: p.clone() for k, p in params.items()})
+
+    def after(params: Params, state: RewarmState, *, step: int, **_: Any) -> tuple[Params, RewarmState]:
+        s = 1 + (peak - 1) * _swell(((step - 1) % cycle) / cycle, warm)
+        longer = {k: p + s * (params[k] - p) for k, p in state.before.items()}
+        norms = {k: rho * first for k, first in state.norms.items()}
+        return _projected(longer, norms, scope, at_most=hold == "clamp"), state
+
+    return Transform(init, update, after)
+
+
+def _swell(x: float, warm: Scalar) -> Scalar:
+    """x / warm up to x = warm, then (1 + cos(pi (x - warm) / (1 - warm))) / 2.  x: place in the cycle, 0 <= x < 1."""
+    if isinstance(warm, Tensor):
+        fall = (1 + torch.cos(math.pi * ((x - warm) / (1 - warm)).clamp(min=0.0))) / 2
+        return (x / warm).clamp(max=1.0) * fall
+    return x / warm if x < warm else (1 + math.cos(math.pi * (x - warm) / (1 - warm))) / 2
+
+
+def _held(params: Params, roles: Roles, scope: str) -> Params:
+    """The norms that a projection holds: of every weight tensor by name, or of all parameters together as "all"."""
+    if scope == "global":
+        return {"all": norm_of(params)}
+    return norms_of({k: p for k, p in params.items() if roles[k].kind not in ("bias", "norm")})
+
+
+def _projected(params: Params, norms: Params, scope: str, at_most: bool = False) -> Params:
+    """Scaled to the norms of `_held`, or down to them only; what they do not name keeps its value."""
+    now = {"all": norm_of(params)} if scope == "global" else norms_of({k: params[k] for k in norms})
+    factors = {k: norm / now[k].clamp(min=SMALLEST) for k, norm in norms.items()}
+    if at_most:
+        factors = {k: factor.clamp(max=1.0) for k, factor in factors.items()}
+    if scope == "global":
+        return {k: p * factors["all"] for k, p in params.items()}
+    return {k: p * factors[k] if k in factors else p for k, p in params.items()}
 
 
 def ngd_toy(size: int = 2) -> Transform:
@@ -195,6 +272,13 @@ METHODS = [
         "nap", "w <- w ||w_0|| / ||w|| every k steps", "NaP, arXiv 2407.01800; Omnigrok, arXiv 2210.01117",
         nap, NAP_DEFAULTS, NAP_SPACE,
         flops=lambda shapes, roles, knobs: 3.0 * scalars(shapes) / knobs["every"],
+    ),
+    Method(
+        "elr-rewarm", "w <- (w + s(t) u) ||w_0|| / ||w + s(t) u||, s from 1 to peak and back every cycle",
+        "ELR re-warming, arXiv 2507.20057",
+        elr_rewarm, REWARM_DEFAULTS, REWARM_SPACE,
+        flops=lambda shapes, roles, knobs: 6.0 * scalars(shapes),
+        memory=lambda shapes, roles, knobs, itemsize: float(itemsize * scalars(shapes)),
     ),
     Method(
         "ngd-toy", "g' = H^+ g of matrices of at most `size` scalars", "EGD, arXiv 2510.04930, eq. (9)",

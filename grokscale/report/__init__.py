@@ -14,6 +14,9 @@ from grokscale.report.text import results_text
 from grokscale.report.view import SweepView, collect
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from matplotlib.figure import Figure
 
     from grokscale.store import Store
@@ -25,7 +28,10 @@ __all__ = [
     "drawings",
     "figure_files",
     "html",
+    "profile_files",
+    "profile_page",
     "results_text",
+    "scoreboard_files",
     "speedup_figure",
     "survival_figure",
 ]
@@ -81,6 +87,35 @@ def figure_files(store: Store, sweep: str | None = None) -> dict[str, bytes]:
         files[f"{stem}.svg"] = svg(one.figure, one.label, standalone=True).encode()
         files[f"{stem}.png"] = png(one.figure)
     return files
+
+
+def profile_page(store: Store, sweeps: Sequence[str]) -> str:
+    """Several sweeps, a task each, as one HTML page: the performance profile, S over the tasks and by task.
+
+    Raises GrokscaleError where they cannot be joined, with the difference named (`answers.across`).
+    """
+    from grokscale.report.profiles import html as page
+
+    return page(store, sweeps)
+
+
+def profile_files(store: Store, sweeps: Sequence[str]) -> dict[str, bytes]:
+    """The performance profile of several sweeps as files fit for a paper: profile-steps.svg and .png."""
+    from grokscale.report.profiles import files
+
+    return files(store, sweeps)
+
+
+def scoreboard_files(store: Store, folder: Path) -> dict[Path, bytes]:
+    """SCOREBOARD.md and scoreboard.parquet: the published values of a folder's experiments against the store."""
+    from grokscale.report import scoreboard
+    from grokscale.store.export import export, typed
+
+    rows = scoreboard.rows(store, folder)
+    return {
+        folder / "SCOREBOARD.md": scoreboard.markdown(rows).encode(),
+        folder / "scoreboard.parquet": export(typed(rows, scoreboard.COLUMNS), "parquet"),
+    }
 
 
 def html(store: Store, sweep: str | None = None) -> str:

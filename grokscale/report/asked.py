@@ -41,6 +41,8 @@ def paper_table(rows: Rows) -> Table:
     cells = []
     for row in rows:
         show = number if row["claim"] == "time" and row["claimed"] >= 100 else (lambda value: ratio(value, 2))
+        if row["claim"] == "endpoint":
+            show = plain
         lo, hi = row["lo"], row["hi"]
         ours = "-" if row["median"] is None else show(row["median"])
         interval = "-" if lo is None or lo == 0 else f"{show(lo)} to {show(hi)}"

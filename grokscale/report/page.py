@@ -63,10 +63,15 @@ def render(store: Store, view: SweepView) -> str:
         f"<h2>Provenance</h2>{_list(origins.provenance(view))}",
         f"<details><summary>Specification</summary><pre>{escape(origins.specification(view))}</pre></details>",
     ]
+    return document(f"{view.name}: {view.question}", parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A page of these parts, which are HTML already; the title is not."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(view.name)}: {escape(view.question)}</title><style>{figures.colours()}{CSS}</style>"
+        f"<title>{escape(title)}</title><style>{figures.colours()}{CSS}</style>"
         f"</head><body><main>{''.join(parts)}</main></body></html>\n"
     )
 
@@ -89,7 +94,7 @@ def _of(drawn: Sequence[Picture], section: str) -> list[str]:
 def _confirmed(view: SweepView, drawn: Sequence[Picture]) -> list[str]:
     parts = []
     if view.speedups:
-        table = _table(text.speedup_table(view), left=1)
+        table = tabled(text.speedup_table(view), left=1)
         parts.append(f"<h2>Speed-up over {escape(view.baseline)}</h2>{table}")
         parts += [f'<p class="note">{escape(note)}</p>' for note in text.speedup_notes(view)]
         parts += _of(drawn, "speedups")
@@ -97,13 +102,13 @@ def _confirmed(view: SweepView, drawn: Sequence[Picture]) -> list[str]:
     if any(arm.rows for arm in view.arms):
         parts += _section("Time to grok", _of(drawn, "survival"))
         if view.speedups:
-            parts.append(f"<h2>Beside it, in steps</h2>{_table(text.beside_table(view))}")
-        parts.append(f"<h2>Outcomes by {number(view.tau)} steps</h2>{_table(text.outcome_table(view))}")
-        parts.append(f"<h2>Medians (Kaplan-Meier)</h2>{_table(text.time_table(view))}")
+            parts.append(f"<h2>Beside it, in steps</h2>{tabled(text.beside_table(view))}")
+        parts.append(f"<h2>Outcomes by {number(view.tau)} steps</h2>{tabled(text.outcome_table(view))}")
+        parts.append(f"<h2>Medians (Kaplan-Meier)</h2>{tabled(text.time_table(view))}")
     if view.arms:
         flags = text.edges(view)
         rows = [[arm.name, knobs(arm.settings), flags.get(arm.name, ""), arm.trial_id] for arm in view.arms]
-        table = _table((["arm", "settings", "", "trial"], rows), left=1)
+        table = tabled((["arm", "settings", "", "trial"], rows), left=1)
         parts.append(f"<h2>Settings</h2>{table}")
     return parts
 
@@ -113,18 +118,18 @@ def _asked(view: SweepView) -> list[str]:
     parts = []
     if over := text.practice_view(view):
         parts.append(f"<h2>Speed-up over {escape(over.baseline)}, in practice</h2>")
-        parts.append(_table(text.speedup_table(over), left=1))
+        parts.append(tabled(text.speedup_table(over), left=1))
     if isinstance(view.endpoints, str):
         parts.append(f'<p class="note">Endpoints: not yet. {escape(view.endpoints)}</p>')
     else:
         for baseline in dict.fromkeys(row["baseline"] for row in view.endpoints):
             table = asked.endpoint_table([row for row in view.endpoints if row["baseline"] == baseline])
-            parts.append(f"<h2>Endpoints over {escape(baseline)}</h2>{_table(table)}")
+            parts.append(f"<h2>Endpoints over {escape(baseline)}</h2>{tabled(table)}")
             parts.append('<p class="note">Above 0, or above 1x, is better.</p>')
     if view.papers:
         header, rows = asked.paper_table(view.papers)
         lines = [[row["id"], row["source"], *cells[1:]] for row, cells in zip(view.papers, rows, strict=True)]
-        parts.append(f"<h2>Published values</h2>{_table(([header[0], 'source', *header[1:]], lines), left=1)}")
+        parts.append(f"<h2>Published values</h2>{tabled(([header[0], 'source', *header[1:]], lines), left=1)}")
         parts += [f'<p class="note">{escape(row["id"])}: {escape(row["why"])}</p>' for row in view.papers if row["why"]]
     return parts
 
@@ -137,7 +142,7 @@ def _search(view: SweepView, drawn: Sequence[Picture]) -> list[str]:
     note = f'<p class="note">{BADGE}The best trial of each arm, on the seeds that chose it: no speed-up here.</p>'
     found = _of(drawn, "search")
     more = [f'<p class="note">{BADGE}{escape(landscape.NOTE)}</p>', *found] if found else []
-    return [f"<h2>Search (exploratory)</h2>{note}{_table((header, rows))}", *more]
+    return [f"<h2>Search (exploratory)</h2>{note}{tabled((header, rows))}", *more]
 
 
 def _configurations(store: Store, view: SweepView) -> list[str]:
@@ -145,7 +150,7 @@ def _configurations(store: Store, view: SweepView) -> list[str]:
     if not lines:
         return []
     urls = {cells[-1]: url for cells, url in lines if url is not None}
-    table = _table((origins.HEAD, [cells for cells, _ in lines]), left=3, urls=[url for _, url in lines])
+    table = tabled((origins.HEAD, [cells for cells, _ in lines]), left=3, urls=[url for _, url in lines])
     left = f'<p class="note">And {more:,} more: grokscale results {escape(view.sweep_id)} --rows trials.</p>'
     said = f"{count(len(lines), 'configuration')}{', each linked to its MLflow run' if urls else ''}"
     parts = [f"<h2>Configurations</h2><details><summary>{said}</summary>{table}{left if more else ''}</details>"]
@@ -164,8 +169,8 @@ def _figure(one: Picture, prefix: str) -> str:
     return f"<figure{kind}>{svg}<figcaption>{badge}{escape(one.caption)}</figcaption></figure>"
 
 
-def _table(table: text.Table, left: int | None = None, urls: Sequence[str | None] = ()) -> str:
-    """left: a column of words, wrapped where it is long.  urls: of each row's last cell."""
+def tabled(table: text.Table, left: int | None = None, urls: Sequence[str | None] = ()) -> str:
+    """A table in HTML. left: a column of words, wrapped where it is long.  urls: of each row's last cell."""
 
     def row(cells: Sequence[str], tag: str, url: str | None = None) -> str:
         out = []

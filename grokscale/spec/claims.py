@@ -86,19 +86,22 @@ class Endpoint(Table):
 class Paper(Table):
     """[[paper]]: a published value, to be compared with the spread of our seeds.
 
-    claim: time (what one arm took) or speedup (how many times fewer than another).  value: as printed.
+    claim: time (what one arm took), speedup (how many times fewer than another), endpoint (an arm's mean of one) or
+    ratio (how many times better than another's it is, above 1).  value: as printed.
+    endpoint: the [[endpoint]] that the last two are about; not one of kind sd_ratio, which no seed has alone.
     clock: what it counts; epochs need steps_per_epoch where the claim is a time.
     arm: ours.  against: the arm that it was compared with; a speed-up's is the baseline by default.
-    against_value: the published time of `against`, which makes a time a claim of a speed-up too.
+    against_value: the published value of `against`, which makes a time or an endpoint a claim of a ratio too.
     threshold: the accuracy that counted; it must be the experiment's.  m: runs that the value is the mean of.
     """
 
     id: str = Field(pattern=LABEL, description="a label of letters, digits and - _ + . , : =, at most 96")
-    claim: Literal["time", "speedup"]
+    claim: Literal["time", "speedup", "endpoint", "ratio"]
     value: Annotated[Float, Field(gt=0)]
     clock: Literal["steps", "epochs", "oracle", "flops", "seconds"] = "steps"
     arm: str = Field(description="label of the arm that the value is about")
     against: str | None = None
+    endpoint: str | None = None
     against_value: Annotated[Float, Field(gt=0)] | None = None
     steps_per_epoch: Annotated[Int, Field(ge=1)] | None = None
     threshold: Annotated[Float, Field(gt=0, le=1)] | None = None
@@ -113,17 +116,26 @@ class Paper(Table):
             wrong.append("a time in epochs needs steps_per_epoch")
         if not epochs and self.steps_per_epoch is not None:
             wrong.append('steps_per_epoch is for clock = "epochs"')
-        if self.claim == "speedup" and self.value == 1:
-            wrong.append("a speed-up of 1 claims nothing")
-        if self.claim == "speedup" and self.against_value is not None:
-            wrong.append("against_value is for times; a speed-up is the ratio already")
-        if self.claim == "time" and (self.against is None) != (self.against_value is None):
+        if self.relative and self.value == 1:
+            wrong.append("a ratio of 1 claims nothing")
+        if self.relative and self.against_value is not None:
+            wrong.append(f"against_value is for times and endpoints; a {self.claim} is a ratio already")
+        if (self.claim in ("endpoint", "ratio")) != (self.endpoint is not None):
+            wrong.append("endpoint belongs to claim = \"endpoint\" and \"ratio\", and both need it")
+        if self.endpoint is not None and (self.clock != "steps" or self.threshold is not None):
+            wrong.append("an endpoint has no clock and no threshold")
+        if not self.relative and (self.against is None) != (self.against_value is None):
             wrong.append("against and against_value belong together: whose time, and which")
         if self.against_value == self.value:
             wrong.append("against_value must differ from value: equal times claim nothing")
         if wrong:
             raise complaint("; ".join(wrong))
         return self
+
+    @property
+    def relative(self) -> bool:
+        """Is the value one arm's over another's?"""
+        return self.claim in ("speedup", "ratio")
 
 
 def check_claims(x: Experiment) -> list[tuple[Path, str]]:
@@ -148,7 +160,14 @@ def check_claims(x: Experiment) -> list[tuple[Path, str]]:
     for i, one in enumerate(x.paper):
         arm(("paper", i, "arm"), one.arm)
         arm(("paper", i, "against"), one.against)
-        if one.arm == (one.against or (x.baseline if one.claim == "speedup" else None)):
+        if one.endpoint is not None:
+            kinds = {end.name: end.what for end in x.endpoint}
+            if one.endpoint not in kinds:
+                text = f"no [[endpoint]] is named {shown(one.endpoint)}; {suggest(one.endpoint, kinds)}"
+                found.append((("paper", i, "endpoint"), text))
+            elif kinds[one.endpoint] == "sd_ratio":
+                found.append((("paper", i, "endpoint"), "is a sd_ratio, which no seed has alone to be compared with"))
+        if one.arm == (one.against or (x.baseline if one.relative else None)):
             found.append((("paper", i, "arm"), f"{shown(one.arm)} is compared with itself; name another arm"))
     for label in x.practice:
         arm(("practice",), label)

@@ -238,7 +238,29 @@ def _cross(experiment: Experiment) -> list[tuple[Path, str]]:
     if x.search.trials == 0 and x.confirm.seeds == 0:
         text = "search.trials = 0 and confirm.seeds = 0 leave nothing to run; raise one of them"
         found.append((("confirm", "seeds"), text))
-    return [*found, *check_claims(experiment)]
+    places = {("tracking",): x.tracking, ("store",): x.store, ("cluster", "address"): x.cluster.address}
+    for path, place in places.items():
+        if place and re.search(r"://[^/?#]*:[^/?#]*@", place):  # it would be kept in the store, and not shown here
+            text = ("holds a password; leave it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                    "what the other side reads from its environment")
+            found.append((path, text))
+    return [*found, *_devices(experiment), *check_claims(experiment)]
+
+
+def _devices(x: Experiment) -> list[tuple[Path, str]]:
+    """What does not go with several devices per trial."""
+    devices, gpus, found = x.resources.devices, x.resources.gpus, []
+    if 0 < gpus < devices:
+        text = f"{devices} devices need as many GPUs, got gpus = {gpus:g}; take gpus = {devices}, or devices = 1"
+        found.append((("resources", "devices"), text))
+    asked = {"search": x.search.seeds if x.search.trials else 0, "race": x.race.seeds if x.search.trials else 0,
+             "confirm": x.confirm.seeds}  # fmt: skip
+    for phase, seeds in asked.items():
+        if 0 < seeds < devices:
+            text = (f"{devices} devices want a replica each, {phase}.seeds = {seeds} gives fewer; take "
+                    f"{phase}.seeds = {devices} or more, or devices = {seeds}")
+            found.append((("resources", "devices"), text))
+    return found
 
 
 def _in_order(problems: list[str], source: str) -> list[str]:

@@ -325,9 +325,14 @@ class Metrics(Table):
 
 
 class Limits(Table):
-    """[limits]: hours of wall time after which the sweep stops in order; again = resume."""
+    """[limits]: of one run of the sweep, which then stops in order and shows what there is; again = resume.
+
+    hours: of wall time.  trials: that are trained.  device_hours: of all GPUs that trials had, or of CPUs without.
+    """
 
     hours: Annotated[Float, Field(gt=0)] | None = None
+    trials: Annotated[Int, Field(ge=1)] | None = None
+    device_hours: Annotated[Float, Field(gt=0)] | None = None
 
 
 class Cluster(Table):
@@ -337,8 +342,10 @@ class Cluster(Table):
 
 
 class Resources(Table):
-    """[resources] of one trial: CPUs (threads), GPUs, lanes of a pack at most, devices to share the lanes.
+    """[resources] of one trial: CPUs (threads), GPUs, lanes of a pack at most, devices to share the replicas.
 
+    gpus: less than 1 is a share of one, of its memory too.  lanes: halved where memory runs out.
+    devices: GPUs among which a trial's replicas are dealt out; gpus has to be as many.
     compile: compile the gradient, where there is a compiler: half a minute a trial, for runs of many minutes.
     memory: what its methods may remember, "8GB"; None is what the machine has.
     """
@@ -365,6 +372,8 @@ class Experiment(Table):
     practice: labels of plain optimisers; the one that the search finds best is a second baseline.
     aa: every arm has seeds of its own, to compare a method with itself; the arms differ in their labels only.
     tracking: MLflow's URI; None is a database beside the store, "none" is no MLflow.
+    keep: the weights of confirmed replicas in the store: "final", or "log-spaced", which adds those after every power
+    of two of steps. No part of a trial's identity; what is stored without stays so (`grokscale.load_model`).
     Build one with `load` or `parse`, which check it as a whole; `resolve` checks it against the registry.
     """
 
@@ -387,6 +396,7 @@ class Experiment(Table):
     search: Search = Search()
     race: Race = Race()
     confirm: Confirm = Confirm()
+    keep: Literal["final", "log-spaced"] | None = None
     metrics: Metrics = Metrics()
     practice: Names = ()
     aa: bool = False

@@ -35,9 +35,9 @@ class Where:
         text = ""
         for i, part in enumerate(path):
             if isinstance(part, str):
-                text += f".{part}" if text else part
-            elif i and path[i - 1] == "arm" and part < len(self.labels) and self.labels[part]:
-                text += f".{self.labels[part]}"
+                text += f".{_printed(part)}" if text else _printed(part)
+            elif i and path[i - 1] == "arm" and part < len(self.labels) and (label := self.labels[part]):
+                text += f".{_printed(label)}"
             else:
                 text += f"[{part + 1}]"
         return text
@@ -107,6 +107,11 @@ def shown(value: Any) -> str:
         inner = ", ".join(shown(one) for one in value[:8])
         return f"[{inner}, ...]" if len(value) > 8 else f"[{inner}]"
     return f"{value} ({type(value).__name__})"
+
+
+def _printed(part: str) -> str:
+    """A part of a key as it is, or quoted where it would end the line or drive a terminal."""
+    return part if part.isprintable() else shown(part)
 
 
 def split(path: Path) -> Path:

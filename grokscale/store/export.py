@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -30,6 +31,12 @@ def export(table: pa.Table, form: str) -> bytes:
     writer.writerow(table.column_names)
     writer.writerows([_cell(row[name]) for name in table.column_names] for row in rows)
     return out.getvalue().encode()
+
+
+def typed(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pa.Table:
+    """Rows as a table. columns: name -> string, int64, float64 or another of pyarrow's types."""
+    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in columns.items()])
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
 
 
 def _cell(value: Any) -> Any:

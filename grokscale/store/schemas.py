@@ -68,6 +68,11 @@ _COLUMNS = {
         s_half:float? rmst_ratio:float? rmst_lo:float? rmst_hi:float? median_base:float? median_arm:float?
         success_base:float success_arm:float p_sooner:float logrank_p:float? version:str at:time
         p_holm:float? paired:bool?""",
+    "endpoints": """
+        sweep_id:str block:int endpoint:str kind:str metric:str up:bool arm:str baseline:str
+        base:float mine:float scale:str value:float lo:float hi:float n:int p:float?
+        margin:float? noninferior:bool? censored_base:int censored_arm:int bound:str
+        base_values:floats mine_values:floats version:str at:time""",
     "importances": """
         sweep_id:str arm:str knob:str share:float trials:int version:str at:time""",
 }
@@ -107,6 +112,7 @@ RULES = {
     "sweeps": Rule(("sweep_id",), ("-at",)),
     "plans": Rule(("sweep_id", "block"), ("at",)),
     "timings": Rule(("trial_id", "device", "threads"), ("-at",)),
+    "endpoints": Rule(("sweep_id", "block", "endpoint", "arm", "baseline"), ("-at",)),
     "importances": Rule(("sweep_id", "arm", "knob"), ("-at",)),
     "speedups": Rule(("sweep_id", "block", "arm", "baseline", "clock", "phase"), ("-at",)),
 }

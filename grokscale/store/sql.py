@@ -8,7 +8,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from grokscale.errors import InputError
+from grokscale.errors import GrokscaleError, InputError
 from grokscale.store.files import Files
 from grokscale.store.reading import Scan
 from grokscale.store.schemas import ATTEMPT, LARGE, RULES, SCHEMAS
@@ -36,7 +36,15 @@ def run(query: str, files: Files, scans: Mapping[str, Scan], *, memory: str) -> 
             kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
             raise InputError(f"sql: one SELECT is allowed, got {kinds}")
         connection.execute("SET python_enable_replacements=false")
-        relations = {name: _relation(connection, files, name, scan) for name, scan in scans.items()}
+        try:
+            relations = {name: _relation(connection, files, name, scan) for name, scan in scans.items()}
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise GrokscaleError(
+                f"{files.root}: cannot read what was compacted: {str(error).splitlines()[0]}; `grokscale store check` "
+                "says what can be done"
+            ) from error
         for name, relation in relations.items():
             if name in LARGE:  # of the attempt that counts
                 replicas = relations["replicas"].project(", ".join(ATTEMPT)).set_alias("r")

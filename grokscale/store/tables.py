@@ -65,7 +65,11 @@ class Store:
     def folder(self, *parts: str) -> Path:
         """<root>/<parts> for what is no table (logs, locks, checkpoints), created; local stores only."""
         if self.local is None:
-            raise GrokscaleError(f"{self.root}: an object store has no folder {'/'.join(parts)}")
+            raise GrokscaleError(
+                f"{self.root}: an object store has no folder {'/'.join(parts)}, where locks, logs and checkpoints lie; "
+                "run a sweep into a local folder or one that the nodes share, and copy its answers with "
+                "`grokscale store publish`"
+            )
         path = self.local.joinpath(*parts)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -155,7 +159,7 @@ class Store:
 
     def sql(self, query: str, *, memory: str = "1GB") -> pa.Table:
         """One read-only SQL query (DuckDB) over replicas, trials, curves, measures, speedups, sweeps, plans, timings,
-        importances.
+        endpoints, importances.
 
         It sees these views and nothing else: no files, no network, no settings. memory: what it may use.
         Raises InputError for anything but one SELECT, and for what DuckDB refuses.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +21,21 @@ PROBED = 1.02  # measures are taken at evaluations at least this factor apart, h
 SNAPSHOT = 3  # version of the snapshot's layout
 
 
+class Kept(NamedTuple):
+    """What a replica weighs after `step` steps. params: on the CPU.  learned: what its transform learned, as a file."""
+
+    seed: int
+    step: int
+    params: dict[str, Tensor]
+    learned: bytes | None
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What one look at a pack gives: arrays over the R seeds of the call, NaN for replicas that had finished before.
 
     step: optimiser steps done.  metrics: METRICS, (R,) each.  finished: (R,) bool.  done: all finished.
+    kept: the weights that `keep` asks for at this evaluation.
     """
 
     step: int
@@ -33,6 +43,7 @@ class Evaluation:
     metrics: dict[str, np.ndarray]
     finished: np.ndarray
     done: bool
+    kept: tuple[Kept, ...]
     _pack: Pack
 
     def snapshot(self) -> dict[str, Any]:
@@ -67,7 +78,8 @@ class Pack:
     """A run of some replicas: the lanes, the history of their evaluations, and who has finished."""
 
     def __init__(self, program: Program, seeds: Sequence[int], horizon: int, until: str, state: dict[str, Any] | None,
-                 at_least: int = 0) -> None:
+                 at_least: int = 0, keep: str | None = None) -> None:
+        self.keep = keep
         self.program, self.horizon, self.until, self.at_least = program, horizon, until, at_least
         self.seeds = tuple(int(seed) for seed in seeds)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -101,6 +113,8 @@ class Pack:
             _, seen = self.lanes.step(self.step, look=probing and self.step == stop)
         alive = self._alive()
         rows: dict[int, list[float]] = {}
+        # Log-spaced: the first evaluation at or after every power of two.
+        spaced = self.keep == "log-spaced" and stop == tick and tick.bit_length() > self.tick.bit_length()
         if stop == tick:
             self.tick, rows = tick, self._look()
         looked = {seed: len(rows) for seed, rows in self.history.items()}
@@ -109,13 +123,15 @@ class Pack:
             self.probed = stop
             self._note(seen, {seed: lane for seed, lane in alive.items() if len(self.history[seed]) > looked[seed]})
         self._look_at_the_end({seed: alive[seed] for seed in ending if self.ended[seed]["diverged"] is None})
+        kept = [] if self.keep is None else [self._kept(s, lane) for s, lane in alive.items() if spaced or s in ending]
         metrics = {name: np.full(len(self.seeds), np.nan) for name in METRICS}
         for i, seed in enumerate(self.seeds):
             if seed in alive and self.history[seed]:
                 for name, value in zip(METRICS, self.history[seed][-1][1:], strict=False):
                     metrics[name][i] = value
         evaluation = Evaluation(
-            self.step, self.seeds, metrics, np.array([seed in self.ended for seed in self.seeds]), self.done, self)
+            self.step, self.seeds, metrics, np.array([seed in self.ended for seed in self.seeds]), self.done,
+            tuple(kept), self)
         left = [seed for seed in alive if seed not in self.ended]
         if left and not self.program.compiled and lanes_for(len(left)) < len(self.lanes.lanes):
             self._build(left, self.lanes.take([alive[seed] for seed in left]))
@@ -250,6 +266,11 @@ class Pack:
         ]  # fmt: skip
         columns = zip(*rows, strict=True) if rows else [()] * 5
         return dict(zip(("seed", "step", "measure", "value", "vector"), map(list, columns), strict=True))
+
+    def _kept(self, seed: int, lane: int) -> Kept:
+        learned = self.program.transform.learned
+        params = {name: p[0].cpu() for name, p in self.lanes.take([lane])["params"].items()}
+        return Kept(seed, self.step, params, None if learned is None else learned(self.lanes.state(lane)))
 
     def learned(self, seed: int) -> bytes:
         if self.program.transform.learned is None:

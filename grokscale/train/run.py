@@ -29,6 +29,7 @@ def train(
     metrics: Sequence[str] = (),
     at_least: int = 0,
     compiled: bool = False,
+    keep: str | None = None,
 ) -> Generator[Evaluation]:
     """Train the replicas `seeds` of a trial; yield at every evaluation of the trial's schedule.
 
@@ -37,13 +38,16 @@ def train(
     these seeds or more and with the same metrics: split run == whole run, bit for bit.  metrics: names of measures
     (`grokscale metrics`), which change no number.  at_least: a replica is watched to this step even if it is decided
     sooner.  compiled: compile the gradient where there is a compiler: another class of numerics, worth half a minute
-    for runs that take many.
+    for runs that take many.  keep: "final" gives the weights of a replica at the evaluation that ends it
+    (`Evaluation.kept`), "log-spaced" at the first evaluation after every power of two besides.
     """
     if until not in ("decided", "stable"):
         raise ValueError(f"until must be 'decided' or 'stable', got {until!r}")
+    if keep not in (None, "final", "log-spaced"):
+        raise ValueError(f"keep must be 'final', 'log-spaced' or None, got {keep!r}")
     program = Program(spec, registry or registry_.load(spec.plugins), device, metrics=metrics, compiled=compiled)
     with torch.no_grad():
-        pack = Pack(program, seeds, horizon, until, state, at_least)
+        pack = Pack(program, seeds, horizon, until, state, at_least, keep)
     while not pack.done:
         with torch.no_grad():  # not around the yield: it would leak into whoever iterates
             evaluation = pack.run_to_next_evaluation()

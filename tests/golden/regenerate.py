@@ -24,7 +24,7 @@ from tests.trials import KNOBS as USUAL  # noqa: E402
 
 GROKFAST = ("grokfast-ema", "grokfast-ma")
 EGD = ("egd", "egd-colnorm", "egd-rsvd", "egd-topk", "egd-power")
-CONTROLS = ("normgrad", "orthograd", "nap", "ngd-toy")
+CONTROLS = ("normgrad", "orthograd", "nap", "elr-rewarm", "ngd-toy")
 RIVALS = ("muon", "shampoo", "ademamix", "grokadamw")
 METHODS = ("none", *GROKFAST, *EGD, "neuralgrok", *CONTROLS, *RIVALS)
 CASES = [(method, form) for method in METHODS for form in sorted(FORMS)]

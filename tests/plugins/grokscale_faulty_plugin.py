@@ -1,4 +1,4 @@
-"""A plugin whose method crashes while it trains: what a sweep does about a trial that cannot run."""
+"""A plugin whose methods crash or run out of memory: what a sweep does about a trial that cannot run."""
 
 from __future__ import annotations
 
@@ -21,3 +21,18 @@ def crash() -> Transform:
 
 
 METHODS["crash"] = Method("crash", "g -> !", "tests", crash)
+
+
+def hungry(megabytes: int, after: int) -> Transform:
+    """Asks for so many MB per replica in every step after `after`, and gives them back unused."""
+
+    def update(grads: Params, params: Params, *, step: int) -> Params:
+        if step > after:
+            for one in grads.values():
+                torch.empty_like(one.reshape(-1)[:1].expand(megabytes << 18))  # 4 bytes each
+        return grads
+
+    return stateless(update)
+
+
+METHODS["hungry"] = Method("hungry", "g -> g", "tests", hungry, {"megabytes": 1, "after": 0})

@@ -1,0 +1,72 @@
+"""`grokscale run` of every task at a tiny size under every method: a few steps each, from an experiment file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from grokscale import data
+from grokscale.cli import app
+from tests import datafiles, test_data_tasks
+from tests.test_tasks_train import NAMES, SMALL
+from tests.trials import KNOBS, OWN_RATE, REGISTRY
+
+METHODS = sorted(n for n, m in REGISTRY.methods.items() if m.factory.__module__.startswith("grokscale.methods."))
+HORIZON = 6
+FILES = {
+    name: (options, {k: v for k, v in test_data_tasks.MODELS[name].items() if k != "name"}, {
+        "lr": test_data_tasks.LR[name], "batch": test_data_tasks.BATCH[name]})
+    for name, (_, options) in test_data_tasks.TASKS.items()
+}  # fmt: skip
+TINY = {**SMALL, **FILES}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = datafiles.write_all(tmp_path_factory.mktemp("files"))
+    data.use(folder)
+    yield folder
+    data.use(None)
+
+
+def table(name: str, values: Mapping[str, Any]) -> str:
+    """A table of TOML; JSON's words, numbers and lists are TOML's too."""
+    return "\n".join([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items()), ""])
+
+
+def experiment(task: str) -> str:
+    """The file of a task with every method as an arm."""
+    options, model, optimiser = TINY[task]
+    head = {"name": "everything", "question": "Does it run?", "baseline": "none", "horizon": HORIZON}
+    parts = [f"{k} = {json.dumps(v)}" for k, v in head.items()]
+    parts += [table("eval", {"every": "2%", "min": 3, "examples": 32}), table("task", {"name": task, **options})]
+    parts += [table("model", model), table("optimiser", optimiser)]
+    for method in METHODS:
+        own = OWN_RATE if REGISTRY.methods[method].optimiser else {}
+        knobs = {**own, **KNOBS.get(method, {})}
+        parts.append(f"[[arm]]\nname = {json.dumps(method)}\n" + (table("arm.set", knobs) if knobs else ""))
+    return "\n".join(parts)
+
+
+def test_every_task_is_here() -> None:
+    assert set(NAMES) == set(TINY)
+
+
+@pytest.mark.parametrize("task", sorted(TINY))
+def test_it_runs_under_every_method(task: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("all.toml").write_text(experiment(task))
+    for method in METHODS:
+        words = ["run", "all.toml", "--arm", method, "--no-store", "--seed-list", "3,4", "--data", str(folder)]
+        result = CliRunner().invoke(app, words, prog_name="grokscale")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == 0, f"{method}: {result.output}"
+        rows = [line.split() for line in result.stdout.splitlines() if line.startswith(("3 ", "4 "))]
+        assert [row[0] for row in rows] == ["3", "4"], f"{method}: {result.stdout}"
+        assert all(row[1] in ("unfitted", "memorised", "grokked") for row in rows), f"{method}: {rows}"
