@@ -1,20 +1,25 @@
 # make demo: one question answered, from an empty machine.  make test: linters, types, the whole suite.
+# make test-faults: hosts that break, at many moments of a sweep each (MOMENTS); wants root, for namespaces.
 # make bench: speed, side by side with the ordinary way; wants an idle machine.
 # Both set up .venv once, with the versions of constraints.txt. PIP_ARGS goes to pip, for example an index that has
 # builds of torch without CUDA, which are a tenth of the size.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_ARGS ?=
+MOMENTS ?= 20
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench
+.PHONY: demo test test-faults lint bench
 
 demo: $(READY)
 	$(BIN)/grokscale sweep experiments/quickstart.toml
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+test-faults: $(READY)
+	GROKSCALE_FAULT_MOMENTS=$(MOMENTS) $(BIN)/python -m pytest -m fault tests/faults $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

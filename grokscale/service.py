@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 POLL_S = 0.2
 START_S = 60.0  # within which a detached driver has to hold its sweep's lock
 STOP_S = 30.0  # that a driver on a cluster has to stop in order
+NAME_S = 60.0  # for which Ray may keep the name of an ended job's keeper
 KILL_S = 10.0  # after which a process that was not asked has to be gone
 LOG = "driver.log"
 LIVE = ("PENDING", "RUNNING")  # a job's states before it ends
@@ -287,7 +288,7 @@ def submit(resolved: Resolved, store: Store, client: JobSubmissionClient) -> tup
     stopping = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": f"{STOP_S:.0f}"}
     with tempfile.TemporaryDirectory() as folder:
         _pack(resolved, Path(folder))
-        for _ in _every(1.0, KILL_S):  # Ray keeps the name of a job's keeper for a moment after the job has ended
+        for _ in _every(1.0, NAME_S):
             try:
                 if _job(client, sweep_id) is not None:
                     client.delete_job(sweep_id)  # ended: the id is free for the next try
@@ -301,6 +302,7 @@ def submit(resolved: Resolved, store: Store, client: JobSubmissionClient) -> tup
                     return driver(store, sweep_id, client), False
                 text = f"the cluster does not take the job of {sweep_id}: {_first_line(error)}"
                 raise GrokscaleError(text) from error
+            any(_job(client, sweep_id) != "PENDING" for _ in _every(POLL_S, KILL_S))  # it fails when it is to begin
             if "is already taken" not in last_words(client, sweep_id):
                 break
     return f"job {sweep_id}", True

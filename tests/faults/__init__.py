@@ -1,0 +1,1 @@
+"""Real clusters that break: what is left afterwards is what an undisturbed sweep has."""
