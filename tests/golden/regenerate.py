@@ -25,7 +25,7 @@ from tests.trials import KNOBS as USUAL  # noqa: E402
 GROKFAST = ("grokfast-ema", "grokfast-ma")
 EGD = ("egd", "egd-colnorm", "egd-rsvd", "egd-topk", "egd-power")
 CONTROLS = ("normgrad", "orthograd", "nap", "elr-rewarm", "ngd-toy")
-RIVALS = ("muon", "shampoo", "ademamix", "grokadamw")
+RIVALS = ("muon", "shampoo", "soap", "ademamix", "grokadamw")
 METHODS = ("none", *GROKFAST, *EGD, "neuralgrok", *CONTROLS, *RIVALS)
 CASES = [(method, form) for method in METHODS for form in sorted(FORMS)]
 # More leading directions than one are told apart by less than another CPU's rounding, sooner or later in 200 steps.
