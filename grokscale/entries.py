@@ -35,6 +35,7 @@ class Method:
     flops: (parameter shapes, roles, knobs) -> the transform's own floating-point operations per step and replica.
     memory: (parameter shapes, roles, knobs, bytes of a number) -> bytes of what the method remembers, per replica;
         for a method that remembers much. Shown before a run, and refused above a limit.
+    inputs: kinds of input (`tasks.base.Inputs.kind`) that the method works on, () = any; others are refused.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Method:
     optimiser: Mapping[str, Any] = field(default_factory=dict)
     flops: Callable[..., float] | None = None
     memory: Callable[..., float] | None = None
+    inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ Extras, given only to a transform that names them in `needs`:
 ``val_accuracy``   0-d tensor: accuracy of the last evaluation on the monitored split, 0 before the first
 ``val_loss``       0-d tensor: loss there, infinite before the first
 ``inner_grad``     function params -> grads of the training loss on the batch of this step
+``jacobian``       function params -> sqrt(mean over the batch of this step of ||J_x f||_F^2), 0-d, J_x f that of
+                   the outputs by what a row puts in; only where a row is numbers (`Method.inputs`). The engine
+                   counts 2 x outputs examples of the batch for it: a product per output, and its gradient
 ``outer_loss``     function params -> loss on the share `outer` of the training half that is held back
 ``noise``          dict of standard normal tensors of the shapes that `noise(params)` names
 ``roles``          the roles of `init` again: structure, so it needs no place in the state

@@ -50,6 +50,15 @@ KNOBS: dict[str, dict[str, Any]] = {
     "ngd-toy": {"size": 6},
 }  # fmt: skip
 
+
+
+def fits(method: str, form: str) -> bool:
+    """Does the method work on what the task of a form gives?"""
+    entry, options = REGISTRY.methods[method], dict(FORMS[form]["task"])
+    task = REGISTRY.tasks[options.pop("name")]
+    return not entry.inputs or task.factory(**{**task.defaults, **options}).inputs.kind in entry.inputs
+
+
 # Of a method that is an optimiser itself: at the forms' rates, which are for SGD, it would leap about.
 OWN_RATE = {"lr": 1e-3}
 

@@ -297,10 +297,20 @@ class ArmResolver:
                 parent.build(
                     partial(method.factory, **knobs), table, partial(self.place, section, tables=("space",))
                 )
+        built = parent.built
         if any(self.tables[s] != self.base[s] for s in ("task", "model")):
             task = parent.registry.tasks.get(self.tables["task"].get("name", ""))
             model = parent.registry.models.get(self.tables["model"].get("name", ""))
-            parent.build_both(task, model, self.tables, self.place)
+            built = parent.build_both(task, model, self.tables, self.place)
+        for method in self.chain:
+            if method.inputs and built is not None and built.inputs.kind not in method.inputs:
+                key = "method" if self.spec.method else "name"
+                name, allowed = shown(self.tables["task"]["name"]), " or ".join(method.inputs)
+                parent.say(
+                    ("arm", self.i, key),
+                    f"{method.name} works on tasks whose rows are {allowed} (parity, toy, mnist and the like), and "
+                    f"{name} gives {built.inputs.kind}; take another task, or take the arm out",
+                )
 
     def place(self, section: str, name: str, tables: tuple[str, ...] = ("set", "default")) -> Path:
         """Where this arm says what a setting is; its name where it does not."""

@@ -46,6 +46,7 @@ class Resolver:
         self.x = experiment
         self.registry = registry
         self.problems: list[str] = []
+        self.built: Any = None  # what the task's factory makes of [task]; None without one
 
     def run(self) -> Resolved:
         x, registry = self.x, self.registry
@@ -60,7 +61,7 @@ class Resolver:
         base["optimiser"] = self.optimiser(task.optimiser if task else {}, given, lambda k: ("optimiser", k))
         base["model"] = self.model_table(task)
         model = registry.models.get(base["model"].get("name", ""))
-        self.build_both(task, model, base, lambda section, key: (section, key))
+        self.built = self.build_both(task, model, base, lambda section, key: (section, key))
         shared = self.shared_space(base)
         arms = [self.arm(i, arm, base, shared) for i, arm in enumerate(x.arm)]
         self.metrics()
@@ -146,15 +147,16 @@ class Resolver:
 
     def build_both(
         self, task: TaskEntry | None, model: ModelEntry | None, tables: Tables, place: Place
-    ) -> None:
-        """Ask the task's factory, and with what it makes the model's."""
+    ) -> Any:
+        """Ask the task's factory, and with what it makes the model's; the task, None where there is none."""
         if task is None:
-            return
+            return None
         options = options_of(tables["task"])
         built = self.build(partial(task.factory, **options), tables["task"], partial(place, "task"))
         if built is not None and model is not None:
             make = partial(model.build, built, **options_of(tables["model"]))
             self.build(make, tables["model"], partial(place, "model"))
+        return built
 
     def build(self, make: Callable[[], Any], table: Mapping[str, Any], place: Callable[[str], Path]) -> Any:
         """What a factory makes; its ValueError is a problem at the key that its text names.

@@ -72,8 +72,9 @@ class Lanes:
     def oracle(self) -> float:
         """Examples per replica and step that a gradient is taken of: the batch, and what the transform asks besides."""
         batch, extra = min(self.program.batch, self.n_train), self.program.transform.oracle
+        products = 2 * self.program.jacobians * self.program.task.outputs * batch  # one per output, and its gradient
         outer = 0 if self.outer is None else self.outer.y.shape[1]
-        return batch + (extra(batch, outer) if extra is not None else 0)
+        return batch + products + (extra(batch, outer) if extra is not None else 0)
 
     def take(self, lanes: Sequence[int]) -> dict[str, Any]:
         """A copy of the stacked tensors of some lanes."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, grad_and_value, vmap
+from torch.func import functional_call, grad, grad_and_value, vjp, vmap
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -64,7 +64,9 @@ class Program:
         before, self.optimiser = optimiser(spec.optimiser)
         self.methods = [(registry.methods[m["name"]], _options(m)) for m in methods or spec.method]
         # Two stages, so that what the optimiser is given can be looked at; its state stands behind the methods'.
-        self.transform: Transform = chain(*before, *(entry.factory(**knobs) for entry, knobs in self.methods))
+        made: list[Transform] = [entry.factory(**knobs) for entry, knobs in self.methods]
+        self.transform: Transform = chain(*before, *made)
+        self.jacobians = sum("jacobian" in one.needs for one in made)  # methods that take it, each its own
         self.probes: dict[str, Probe] = {name: metrics_.build(name, registry) for name in sorted(set(metrics))}
         self.batch, self.drop_last = spec.optimiser["batch"], spec.optimiser["drop_last"]
         self.structure: pytree.TreeSpec | None = None  # of the state of the transform and the optimiser ...
@@ -79,6 +81,20 @@ class Program:
             return functional_call(self.model, params, (split.x,))
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             return functional_call(self.model, params, (split.x,)).to(self.dtype)
+
+    def jacobian(self, params: dict[str, Tensor], split: Split) -> Tensor:
+        """sqrt(mean over the rows of ||J_x f||_F^2) of one replica, 0-d, x the numbers of a row; its slope at 0 is 0.
+
+        One vector-Jacobian product per output: an output depends on its own row alone.
+        """
+        pulled: Any = vjp(lambda x: self.outputs(params, Split(x, split.y)), split.x.to(self.dtype))
+        out, pull = pulled
+        total = torch.zeros((), dtype=out.dtype, device=out.device)
+        for one in torch.eye(out.shape[1], dtype=out.dtype, device=out.device):
+            total = total + pull(one.expand_as(out))[0].square().sum()
+        mean = total / len(out)
+        moves = mean > 0
+        return torch.where(moves, torch.where(moves, mean, 1.0).sqrt(), mean)
 
     @cached_property
     def gradient(self) -> Callable[[dict[str, Tensor], Split], tuple[dict[str, Tensor], Tensor]]:
@@ -125,6 +141,7 @@ class Program:
             "val_accuracy": val_accuracy,
             "val_loss": val_loss,
             "inner_grad": lambda p: grad(self.loss)(p, batch),
+            "jacobian": lambda p: self.jacobian(p, batch),
             "outer_loss": lambda p: self.loss(p, outer),
             "noise": noise,
             "roles": roles,

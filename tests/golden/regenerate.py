@@ -19,15 +19,15 @@ sys.path.insert(0, str(FOLDER.parent / "plugins"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from grokscale.train import METRICS, train  # noqa: E402
-from tests.trials import FORMS, REGISTRY, trial  # noqa: E402
+from tests.trials import FORMS, REGISTRY, fits, trial  # noqa: E402
 from tests.trials import KNOBS as USUAL  # noqa: E402
 
 GROKFAST = ("grokfast-ema", "grokfast-ma")
 EGD = ("egd", "egd-colnorm", "egd-rsvd", "egd-topk", "egd-power")
 CONTROLS = ("normgrad", "orthograd", "nap", "elr-rewarm", "ngd-toy")
-RIVALS = ("muon", "shampoo", "ademamix", "grokadamw")
+RIVALS = ("grokalign", "muon", "shampoo", "soap", "ademamix", "grokadamw")
 METHODS = ("none", *GROKFAST, *EGD, "neuralgrok", *CONTROLS, *RIVALS)
-CASES = [(method, form) for method in METHODS for form in sorted(FORMS)]
+CASES = [(method, form) for method in METHODS for form in sorted(FORMS) if fits(method, form)]
 # More leading directions than one are told apart by less than another CPU's rounding, sooner or later in 200 steps.
 KNOBS = {"egd-topk": {"rank": 1}}
 STEPS = 200

@@ -1,4 +1,4 @@
-"""A plugin as a user would write one: methods that use every extra of the contract, a task and a model.
+"""A plugin as a user would write one: methods that use every extra of the contract but `jacobian`, a task and a model.
 
 Named by `plugin = "grokscale_test_plugin"` in an experiment file; its folder has to be on PYTHONPATH.
 """
