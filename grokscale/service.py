@@ -1,9 +1,9 @@
 """A sweep without a terminal: submitted, listed, watched, stopped and resumed, here or on a Ray cluster.
 
 What is known of a sweep is in its store; this module adds only where its driver runs. Here that is a process of its
-own session, named by the sweep's lock. On a cluster it is a Ray job whose submission id is the sweep's id, so that a
-second submit of a running sweep finds the first. A driver may die at any moment: the store is the ledger, and the
-same submit, or `resume`, goes on from it.
+own session, named by the sweep's lock. On a cluster it is a Ray job whose submission id is the sweep's id and the
+number of the try, so that a second submit of a running sweep finds the first. A driver may die at any moment: the
+store is the ledger, and the same submit, or `resume`, goes on from it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 POLL_S = 0.2
 START_S = 60.0  # within which a detached driver has to hold its sweep's lock
 STOP_S = 30.0  # that a driver on a cluster has to stop in order
-NAME_S = 60.0  # for which Ray may keep the name of an ended job's keeper
 KILL_S = 10.0  # after which a process that was not asked has to be gone
 LOG = "driver.log"
 LIVE = ("PENDING", "RUNNING")  # a job's states before it ends
@@ -110,8 +109,8 @@ def driver(store: Store, sweep_id: str, client: JobSubmissionClient | None = Non
     held = holder(store.sweep_dir(sweep_id) / "lock")
     if held is not None:
         return str(held)
-    job = _job(client, sweep_id)
-    return f"job {sweep_id} ({job})" if job in LIVE else ""
+    _, job, state = _job(client, sweep_id)
+    return f"job {job} ({state})" if state in LIVE else ""
 
 
 def answered(store: Store, resolved: Resolved) -> bool:
@@ -166,10 +165,10 @@ def stop(store: Store, sweep_id: str, client: JobSubmissionClient | None = None,
     Raises GrokscaleError where none runs, or where it runs on a machine that cannot be reached from here.
     """
     held = holder(store.sweep_dir(sweep_id) / "lock")
-    if not (now and held is not None and held.here) and _job(client, sweep_id) in LIVE:
-        assert client is not None
-        client.stop_job(sweep_id)
-        return f"job {sweep_id}"
+    _, job, state = _job(client, sweep_id)
+    if client is not None and state in LIVE and not (now and held is not None and held.here):
+        client.stop_job(job)
+        return f"job {job}"
     if held is None:
         raise GrokscaleError(f"no driver runs {sweep_id}; `grokscale resume {sweep_id}` starts one")
     if not held.here:
@@ -286,33 +285,30 @@ def submit(resolved: Resolved, store: Store, client: JobSubmissionClient) -> tup
     introduce(resolved, store)  # so that it can be asked for while it waits
     words = ["python", "-m", "grokscale.cli", "sweep", "sweep.json", "--store", store.root]
     stopping = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": f"{STOP_S:.0f}"}
+    # Ray keeps an ended job's name for as long as its supervisor's process lives, so every try has its own.
+    job = f"{sweep_id}-{_job(client, sweep_id)[0] + 1}"
     with tempfile.TemporaryDirectory() as folder:
         _pack(resolved, Path(folder))
-        for _ in _every(1.0, NAME_S):
-            try:
-                if _job(client, sweep_id) is not None:
-                    client.delete_job(sweep_id)  # ended: the id is free for the next try
-                client.submit_job(
-                    entrypoint=shlex.join(words), submission_id=sweep_id,
-                    runtime_env={"working_dir": folder, "env_vars": stopping},
-                    metadata={"name": resolved.experiment.name, "question": resolved.experiment.question[:200]},
-                )  # fmt: skip
-            except (OSError, RuntimeError) as error:
-                if _job(client, sweep_id) in LIVE:  # another submit was quicker
-                    return driver(store, sweep_id, client), False
-                text = f"the cluster does not take the job of {sweep_id}: {_first_line(error)}"
-                raise GrokscaleError(text) from error
-            any(_job(client, sweep_id) != "PENDING" for _ in _every(POLL_S, KILL_S))  # it fails when it is to begin
-            if "is already taken" not in last_words(client, sweep_id):
-                break
-    return f"job {sweep_id}", True
+        try:
+            client.submit_job(
+                entrypoint=shlex.join(words), submission_id=job,
+                runtime_env={"working_dir": folder, "env_vars": stopping},
+                metadata={"name": resolved.experiment.name, "question": resolved.experiment.question[:200]},
+            )  # fmt: skip
+        except (OSError, RuntimeError) as error:
+            if where := driver(store, sweep_id, client):  # another submit was quicker
+                return where, False
+            text = f"the cluster does not take the job of {sweep_id}: {_first_line(error)}"
+            raise GrokscaleError(text) from error
+    return f"job {job}", True
 
 
 def last_words(client: JobSubmissionClient, sweep_id: str) -> str:
     """The end of what the job of a sweep said, where it ended badly; "" where it did not."""
-    if _job(client, sweep_id) != "FAILED":
+    _, job, state = _job(client, sweep_id)
+    if state != "FAILED":
         return ""
-    message = (client.get_job_info(sweep_id).message or "").strip()
+    message = (client.get_job_info(job).message or "").strip()
     return "\n".join(message.splitlines()[-SAID:])
 
 
@@ -334,16 +330,20 @@ def _pack(resolved: Resolved, folder: Path) -> None:
             shutil.copy(origin, folder / origin.name)
 
 
-def _job(client: JobSubmissionClient | None, sweep_id: str) -> str | None:
-    """The state of the job of a sweep; None where there is none."""
+def _job(client: JobSubmissionClient | None, sweep_id: str) -> tuple[int, str, str]:
+    """The latest try of a sweep that the cluster knows: its number, its job, its state; (0, "", "") without one."""
     if client is None:
-        return None
+        return 0, "", ""
     try:
-        return client.get_job_status(sweep_id).value
+        jobs = client.list_jobs()
     except (OSError, RuntimeError) as error:
-        if "status code 404" in str(error):
-            return None
         raise GrokscaleError(f"the cluster does not say what {sweep_id} does: {_first_line(error)}") from error
+    tries = [(0, "", "")]
+    for job in jobs:
+        of, _, number = (job.submission_id or "").rpartition("-")
+        if of == sweep_id and number.isdigit():
+            tries.append((int(number), str(job.submission_id), job.status.value))
+    return max(tries)
 
 
 def _first_line(error: BaseException) -> str:

@@ -91,20 +91,37 @@ class _Searcher(Inert, Searcher):
     def __init__(self, desk: Desk, stop: Callable[[], bool]) -> None:
         super().__init__()
         self.desk, self.stop = desk, stop
-        self.keys: dict[str, Any] = {}  # Tune's trial id -> job
+        self.out: dict[str, tuple[Any, Mapping[str, Any], int]] = {}  # Tune's trial id -> job, config, its failures
+        self.again: list[tuple[Any, Mapping[str, Any], int]] = []
         self.returned: list[tuple[Any, str | None]] = []  # (job, error), to be handled outside Tune's catch-all
 
     def suggest(self, trial_id: str) -> Any:
         self.settle()
-        if (taken := self.desk.take()) is None:
+        if self.again and not self.stop():
+            self.out[trial_id] = self.again.pop(0)
+        elif (taken := self.desk.take()) is not None:
+            self.out[trial_id] = (*taken, 0)
+        else:
             # With nothing under way Tune asks here only, not its stopper.
             return Searcher.FINISHED if self.desk.through or self.stop() else None
-        self.keys[trial_id], config = taken
-        return dict(config)
+        return dict(self.out[trial_id][1])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if not error:
-            self.returned.append((self.keys.pop(trial_id), None))
+            self.returned.append((self.out.pop(trial_id)[0], None))
+
+    def failed(self, trial_id: str, failures: int, error: str) -> bool:
+        """Take back a trial that Tune gave up; is its job tried again?
+
+        Tune gives up, whatever attempts it has left, where a dead process is reported twice: the second report finds
+        the trial waiting for its next process (a reused process that dies between two trials, a node that goes).
+        """
+        key, config, before = self.out.pop(trial_id)
+        if before + failures > ATTEMPTS:
+            self.returned.append((key, error))
+            return False
+        self.again.append((key, config, before + failures))
+        return True
 
     def settle(self) -> None:
         """Hand over what came back. Tune swallows what is raised while it ends a trial, so it is not done
@@ -131,14 +148,15 @@ class _Callback(Inert, tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if (key := self.searcher.keys.get(trial.trial_id)) is not None:
-            self.desk.report(key, result["finished"], result["grokked"])
+        if (out := self.searcher.out.get(trial.trial_id)) is not None:
+            self.desk.report(out[0], result["finished"], result["grokked"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         log.warning("%s failed and is tried again: %s", trial, _error_of(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.searcher.returned.append((self.searcher.keys.pop(trial.trial_id), _error_of(trial)))
+        if self.searcher.failed(trial.trial_id, trial.num_failures, _error_of(trial)):
+            log.warning("%s failed while it waited, and is tried again: %s", trial, _error_of(trial))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.searcher.settle()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -204,3 +204,26 @@ def test_a_limit_of_device_hours_ends_in_order(ray_here: None, tmp_path: Path) -
         run_sweep(resolve(limits={"device_hours": 1e-9}), Store(tmp_path), tracking="none")
     assert stopped.value.exit_code == 0
     assert resolve(limits={"device_hours": 1.0, "trials": 3}).sweep_id == resolve().sweep_id
+
+
+def test_a_job_that_tune_gives_up_too_soon_is_tried_again() -> None:
+    """Tune gives a trial up, attempts left or not, when its dead process is reported once more while it waits."""
+    from grokscale.tuner import ATTEMPTS, _Searcher
+
+    class Desk:
+        name, through = "one", False
+        jobs: ClassVar[list[Any]] = [("job", {"job": 1})]
+        said: ClassVar[list[Any]] = []
+
+        def take(self) -> Any:
+            return self.jobs.pop() if self.jobs else None
+
+        def failed(self, key: Any, error: str) -> None:
+            self.said.append((key, error))
+
+    searcher = _Searcher(Desk(), lambda: False)  # pyright: ignore[reportArgumentType]
+    assert searcher.suggest("a") == {"job": 1} and searcher.suggest("b") is None
+    assert searcher.failed("a", 2, "died twice")
+    assert searcher.suggest("c") == {"job": 1} and Desk.said == []
+    assert not searcher.failed("c", ATTEMPTS - 1, "and again")
+    assert searcher.suggest("d") is None and Desk.said == [("job", "and again")]

@@ -52,13 +52,13 @@ def test_a_sweep_as_a_job(
     (tmp_path / "seen").unlink()
     store = Store(tmp_path / "runs")
 
-    assert verb(tmp_path, "submit", str(file), "--detach") == f"{sweep_id}: job {sweep_id}\n"
+    assert verb(tmp_path, "submit", str(file), "--detach") == f"{sweep_id}: job {sweep_id}-1\n"
     again = verb(tmp_path, "submit", str(file), "--detach")
     assert again.startswith(f"{sweep_id}: ") and again.endswith(", which ran already\n")
     with watched(tmp_path, "logs", "tiny", "-f") as lines:
         until(lines, ": ended, objective")
     assert f"{sweep_id}: running, " in verb(tmp_path, "status")
-    assert f"{sweep_id}: stopped (job {sweep_id}); " in verb(tmp_path, "stop")
+    assert f"{sweep_id}: stopped (job {sweep_id}-1); " in verb(tmp_path, "stop")
     assert f"{sweep_id}: stopped; " in verb(tmp_path, "status")
     before = replicas_of(store)
     assert before and not store.table("speedups").num_rows
@@ -66,7 +66,7 @@ def test_a_sweep_as_a_job(
     assert len(jobs) == 1 and "everything so far is saved" in jobs[0]
 
     said = verb(tmp_path, "resume", "tiny")
-    assert f"{sweep_id}: job {sweep_id}\n" in said and "Speed-up over plain" in said
+    assert f"{sweep_id}: job {sweep_id}-2\n" in said and "Speed-up over plain" in said
     assert f"{sweep_id}: done\n" in verb(tmp_path, "status")
     assert before.items() <= replicas_of(store).items() and trained_twice(store) == []
     assert not list((tmp_path / "runs/checkpoints").iterdir())
@@ -75,7 +75,7 @@ def test_a_sweep_as_a_job(
     travelled = [path for path in seen if str(hosts.folder) in path]
     assert travelled and all("runtime_resources" in path for path in travelled), seen
 
-    info = str(hosts.client().get_job_info(sweep_id))
+    info = str(hosts.client().get_job_info(f"{sweep_id}-2"))
     assert sweep_id in info
     planted = [value.encode() for value in SECRETS.values()]
     assert not any(value in info.encode() for value in planted)

@@ -350,6 +350,13 @@ def test_every_real_entry_resolves_with_its_presets(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("GROKSCALE_DATA", str(write_all(tmp_path)))  # for the tasks that read files
     entries = real.load()
     for task in entries.tasks:
+        kind = entries.tasks[task].factory(**entries.tasks[task].defaults).inputs.kind
+        fitting = [name for name, entry in entries.methods.items() if not entry.inputs or kind in entry.inputs]
         arms = [{"name": name} for name in entries.methods]
+        if len(fitting) < len(arms):
+            with pytest.raises(InputError, match=f"works on tasks whose rows are .*gives {kind};") as caught:
+                parse({"name": "all", "task": {"name": task}, "arm": arms}).resolve(entries)
+            assert len(caught.value.problems) == len(arms) - len(fitting)
+        arms = [arm for arm in arms if arm["name"] in fitting]
         x = parse({"name": "all", "task": {"name": task}, "arm": arms}).resolve(entries)
-        assert len({x.trial(name).trial_id for name in entries.methods}) == len(arms)
+        assert len({x.trial(name).trial_id for name in fitting}) == len(arms)
