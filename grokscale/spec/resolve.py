@@ -165,8 +165,9 @@ class Resolver:
         """
         try:
             return make()
-        except (ValueError, OverflowError, OSError) as error:
-            text = str(error)
+        except (ValueError, OverflowError, OSError, RuntimeError, TypeError) as error:
+            # torch says the last two of sizes that it cannot count, with a trace of its own below the first line
+            text = str(error).partition("\nException raised from")[0]
             places = {key: re.search(rf"\b{re.escape(key)}\b", text) for key in table if key != "name"}
             named = sorted((found.start(), key) for key, found in places.items() if found)
             paths = [place(key) for _, key in named] or [place("name")]
