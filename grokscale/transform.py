@@ -73,13 +73,20 @@ class Transform(NamedTuple):
     # amplifier's p; only called where they are measured, after the step's update
     diagnostics: Callable[[State, Params], dict[str, Tensor]] | None = None
     learned: Callable[[State], bytes] | None = None  # what the transform learned, as a file that it can start from
+    # What the engine may make use of; a test holds every method to what it says here.
+    elementwise: bool = False  # `update` treats every entry by itself: it may be given the tensors of all lanes at once
+    timeless: bool = False  # `update` does not look at the step, and changes no tensor in place
 
 
-def stateless(update: Callable[..., Params]) -> Transform:
+def stateless(
+    update: Callable[..., Params], *, elementwise: bool = False, timeless: bool = False
+) -> Transform:
     """A transform without state from `update(grads, params, *, step) -> grads`."""
     return Transform(
         init=lambda params, roles, generator: (),
         update=lambda grads, state, params, *, step, **_: (update(grads, params, step=step), state),
+        elementwise=elementwise,
+        timeless=timeless,
     )
 
 
@@ -89,7 +96,7 @@ def chain(*transforms: Transform) -> Transform:
     needs, noise and outer are joined (noise names get the position as prefix); the `after` functions run in the
     order of the chain, each with its own period; the chain is active while any member with a switch is; the
     examples that the members take gradients of add up; where several members have diagnostics, theirs get the
-    position as prefix; what is learned is the last member's that learns.
+    position as prefix; what is learned is the last member's that learns; elementwise and timeless if all members are.
     """
     noisy = [(i, t.noise) for i, t in enumerate(transforms) if t.noise is not None]
     afters = [t.period for t in transforms if t.after is not None]
@@ -144,6 +151,8 @@ def chain(*transforms: Transform) -> Transform:
         oracle=(lambda batch, outer: sum(o(batch, outer) for o in oracles)) if oracles else None,
         diagnostics=diagnostics if telling else None,
         learned=(lambda state: learners[-1][1](state[learners[-1][0]])) if learners else None,
+        elementwise=all(t.elementwise for t in transforms),
+        timeless=all(t.timeless for t in transforms),
     )
 
 
@@ -176,7 +185,8 @@ def decay_inside(wd: Scalar) -> Transform:
         decayed = {k: g + wd * params[k] if roles[k].kind not in ("bias", "norm") else g for k, g in grads.items()}
         return decayed, state
 
-    return Transform(lambda params, roles, generator: (), update, needs=frozenset({"roles"}))
+    return Transform(
+        lambda params, roles, generator: (), update, needs=frozenset({"roles"}), elementwise=True, timeless=True)
 
 
 def sgd(lr: Scalar, *, momentum: Scalar = 0.0, wd: Scalar = 0.0, decoupled: bool = False, warmup: int = 0) -> Transform:
@@ -200,7 +210,7 @@ def sgd(lr: Scalar, *, momentum: Scalar = 0.0, wd: Scalar = 0.0, decoupled: bool
             grads = _add_decay(grads, params, wd)
         return {k: -rate * g for k, g in grads.items()}, state
 
-    return Transform(init, update)
+    return Transform(init, update, elementwise=True)
 
 
 def adam(
@@ -235,7 +245,7 @@ def adam(
             out = {k: u - rate * wd * params[k] for k, u in out.items()}
         return out, AdamState(m, v)
 
-    return Transform(init, update)
+    return Transform(init, update, elementwise=True)
 
 
 def optimiser(options: Mapping[str, Any]) -> tuple[list[Transform], Transform]:

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from grokscale.entries import content_digest
 from grokscale.methods import amplifier as amp
@@ -59,8 +58,7 @@ def compared(spec: TrialSpec, seeds: list[int], steps: int = STEPS) -> None:
     with torch.no_grad():
         for step in range(1, steps + 1):
             lanes.step(step)
-    assert program.structure is not None
-    state, _ = pytree.tree_unflatten(lanes.stacked["state"], program.structure)
+    state, _ = lanes.stacked["state"]
     [mine] = [s for s in state if isinstance(s, ng.NeuralGrokState)]
     o, decoder = spec.optimiser, spec.model["name"] == "decoder"
     optimiser = ref.Optimiser(o["name"], o["lr"], o["wd"], o["momentum"], (o["beta1"], o["beta2"]), o["eps"],

@@ -75,7 +75,7 @@ def normgrad(c: Scalar = 1.0, scope: str = "tensor", clip: Scalar = 0.0) -> Tran
             factor = torch.where(clip > 0, factor, torch.ones_like(factor))
         return {k: g * factor for k, g in out.items()}
 
-    return stateless(update)
+    return stateless(update, timeless=True)
 
 
 def orthograd(rescale: bool = True) -> Transform:
@@ -90,7 +90,7 @@ def orthograd(rescale: bool = True) -> Transform:
         out = g - ((w * g).sum() / ((w * w).sum() + TINY)) * w
         return out * (torch.linalg.vector_norm(g) / (torch.linalg.vector_norm(out) + TINY)) if rescale else out
 
-    return stateless(lambda grads, params, *, step: {k: across(g, params[k]) for k, g in grads.items()})
+    return stateless(lambda grads, params, *, step: {k: across(g, params[k]) for k, g in grads.items()}, timeless=True)
 
 
 def nap(every: int = 1, scope: str = "tensor") -> Transform:
@@ -111,7 +111,8 @@ def nap(every: int = 1, scope: str = "tensor") -> Transform:
     def after(params: Params, state: NapState, *, step: int, **_: Any) -> tuple[Params, NapState]:
         return _projected(params, state.norms, scope), state
 
-    return Transform(init, lambda grads, state, params, *, step, **_: (dict(grads), state), after, period=every)
+    return Transform(init, lambda grads, state, params, *, step, **_: (dict(grads), state), after, period=every,
+                     elementwise=True, timeless=True)
 
 
 def elr_rewarm(
@@ -156,7 +157,7 @@ def elr_rewarm(
         norms = {k: rho * first for k, first in state.norms.items()}
         return _projected(longer, norms, scope, at_most=hold == "clamp"), state
 
-    return Transform(init, update, after)
+    return Transform(init, update, after, elementwise=True, timeless=True)
 
 
 def _swell(x: float, warm: Scalar) -> Scalar:

@@ -192,7 +192,7 @@ def _spectral(weight: Callable[[torch.Size, torch.dtype, str], spectra.Weight], 
         new = spectra.reweigh(wide, u, weight(wide.shape, a.dtype, how), a.dtype)
         return joined(new.mT if tall else new, a.shape, out_dim, blocks), u if refresh > 1 else None
 
-    return Form(act, start=start if refresh > 1 else None)
+    return Form(act, start=start if refresh > 1 else None, timeless=refresh == 1)
 
 
 def _products(eps: Scalar, blocks: int) -> Form:

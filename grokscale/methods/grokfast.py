@@ -66,7 +66,7 @@ def ema(alpha: Scalar = 0.98, lam: Scalar = 2.0, init: str = "first_grad", part:
             out = {k: g + lam * mu[k] if part == "both" else lam * mu[k] for k, g in grads.items()}
         return clipped(out, clip) if clip_position == "post" else out, EmaState(mu)
 
-    return Transform(start, update)
+    return Transform(start, update, elementwise=clip_position == "none")
 
 
 def ma(window: int = 100, lam: Scalar = 5.0, warmup: bool = True, filter_type: str = "mean", two_stage: int = 0,

@@ -31,11 +31,13 @@ class Form(NamedTuple):
         0-d tensor; a is finite.
     start: ((m, n), out_dim, generator) -> what is kept of a matrix from the beginning; None where nothing is.
     sketch: columns of standard normals that `act` needs a step: it is given (n, sketch).
+    timeless: `act` does not look at the step.
     """
 
     act: Callable[..., tuple[Tensor, Tensor | None]]
     start: Callable[[tuple[int, int], int, torch.Generator], Tensor] | None = None
     sketch: int = 0
+    timeless: bool = True
 
 
 def chosen(shapes: Mapping[str, tuple[int, ...]], roles: Mapping[str, Role], layers: str) -> list[str]:
@@ -114,7 +116,7 @@ def over_matrices(form: Form, layers: str, switch: Scalar, sticky: bool, watch: 
 
     needs = {"val_accuracy" if watch == "accuracy" else "val_loss", "roles"} | ({"noise"} if form.sketch else set())
     return Transform(init, update, needs=frozenset(needs), noise=noise if form.sketch else None,
-                     active=lambda state: state.on)
+                     active=lambda state: state.on, timeless=form.timeless)
 
 
 def _shapes(tensors: Params) -> dict[str, tuple[int, ...]]:

@@ -8,7 +8,7 @@ from grokscale.transform import Transform, stateless
 
 def none() -> Transform:
     """g -> g."""
-    return stateless(lambda grads, params, *, step: dict(grads))
+    return stateless(lambda grads, params, *, step: dict(grads), elementwise=True, timeless=True)
 
 
 METHODS = [Method("none", "g' = g", "the optimiser alone", none, neutral={}, flops=lambda *_: 0.0)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from grokscale.rng import generator
 from grokscale.tasks.base import Split
-from grokscale.train.program import Program
+from grokscale.train.program import Program, Seen
 
 CHUNK = 2048  # rows of a split that are evaluated at once, per lane
 NEVER = torch.iinfo(torch.int64).max
@@ -32,81 +32,76 @@ class Lanes:
         self, program: Program, seeds: Sequence[int], lanes: Sequence[int], stacked: dict[str, Any] | None = None
     ) -> None:
         """seeds: of the replicas, whose data is loaded.  lanes: index into `seeds` per lane.
-        stacked: params, leaves of state and kept (the probes'), val_accuracy, val_loss and diverged of these lanes;
-        drawn where it is None."""
+        stacked: what `take` gives, of these lanes; drawn where it is None."""
         self.program, self.seeds, self.lanes = program, list(seeds), list(lanes)
         data = [program.splits(seed) for seed in seeds]
         self.splits = {
             name: _stack_splits([getattr(splits, name) for splits, _ in data], program.device)
             for name in ("train", "val", "test")
         }
-        self.outer = _stack_splits([outer for _, outer in data], program.device)
+        self.index = torch.tensor(self.lanes, device=program.device)
+        self.n_outer = len(data[0][1].y)
+        self.outer = self._gather(_stack_splits([outer for _, outer in data], program.device), None)
         self.n_train = len(data[0][0].train.y)
         full, rest = divmod(self.n_train, program.batch)
         self.epoch_steps = max(1, full if program.drop_last or not rest else full + 1)
         self.order: tuple[int, Tensor] | None = None  # (epoch, (L, n_train) row numbers)
         if stacked is None:
             starts = [program.start(seed) for seed in seeds]
-            pick = [starts[i] for i in self.lanes]
-            params = {k: torch.stack([p[k] for p, _, _ in pick]) for k in pick[0][0]}
-            leaves, kept = (
-                [torch.stack(column) for column in zip(*(pytree.tree_leaves(one[i]) for one in pick), strict=True)]
-                for i in (1, 2)
-            )
+            drawn = pytree.tree_map(lambda *rows: torch.stack(rows), *(starts[i] for i in self.lanes))
             zeros = torch.zeros(len(lanes), dtype=program.dtype)
-            stacked = {"params": params, "state": leaves, "kept": kept, "val_accuracy": zeros,
+            stacked = {**dict(zip(("params", "state", "kept"), drawn, strict=True)), "val_accuracy": zeros,
                        "val_loss": zeros + math.inf, "diverged": torch.full((len(lanes),), NEVER)}
-        elif program.structure is None:
-            program.start(seeds[0])
+        else:
+            state, kept = program.structure
+            stacked = {**stacked, "state": pytree.tree_unflatten(stacked["state"], state),
+                       "kept": pytree.tree_unflatten(stacked["kept"], kept)}
         self.stacked: dict[str, Any] = pytree.tree_map(lambda t: t.to(program.device), stacked)
 
     @property
     def labels(self) -> int:
         """Labels per replica that training or a switch uses: the training half, and what is monitored for a switch."""
         watched = self.splits["test" if self.program.spec.monitor == "test" else "val"]
-        used = [self.splits["train"], self.outer]
+        used = [self.splits["train"]]
         used += [watched] if self.program.transform.needs & {"val_accuracy", "val_loss"} else []
-        return sum(split.y.shape[1] for split in used if split is not None)
+        return self.n_outer + sum(split.y.shape[1] for split in used if split is not None)
 
     @property
     def oracle(self) -> float:
         """Examples per replica and step that a gradient is taken of: the batch, and what the transform asks besides."""
         batch, extra = min(self.program.batch, self.n_train), self.program.transform.oracle
         products = 2 * self.program.jacobians * self.program.task.outputs * batch  # one per output, and its gradient
-        outer = 0 if self.outer is None else self.outer.y.shape[1]
-        return batch + products + (extra(batch, outer) if extra is not None else 0)
+        return batch + products + (extra(batch, self.n_outer) if extra is not None else 0)
 
     def take(self, lanes: Sequence[int]) -> dict[str, Any]:
-        """A copy of the stacked tensors of some lanes."""
+        """A copy of the tensors of some lanes: params, the leaves of `state` (the transform's and the optimiser's) and
+        of `kept` (the probes'), val_accuracy, val_loss, diverged."""
         index = torch.tensor(list(lanes), device=self.program.device)
-        return pytree.tree_map(lambda t: t.index_select(0, index), self.stacked)
+        taken = pytree.tree_map(lambda t: t.index_select(0, index), self.stacked)
+        return {**taken, "state": pytree.tree_leaves(taken["state"]), "kept": pytree.tree_leaves(taken["kept"])}
 
     def state(self, lane: int) -> Any:
         """A copy of the transform's state of one lane."""
-        assert self.program.structure is not None
-        return pytree.tree_unflatten([leaf[0] for leaf in self.take([lane])["state"]], self.program.structure)[0]
+        return pytree.tree_map(lambda t: t[lane].clone(), self.stacked["state"][0])
 
     def step(self, step: int, look: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         """Train every lane by one step; the losses (L,), and what the probes say where they are asked: (L, ...)."""
         program, now = self.program, self.stacked
-        assert program.structure is not None
-        state = pytree.tree_unflatten(now["state"], program.structure)
-        batch, noise = self._batch(step), self._noise(step)
-        inner, outer = self._gather(self.splits["train"], batch), self._gather(self.outer, None)
-        data = self._labelled(inner, step), self._labelled(outer, step)
-        test = self._test_rows(step) if look else ()
-        grads, loss = program.gradient(now["params"], data[0])
-        params, state, kept, seen = vmap(partial(program.step, step=step, look=look))(
-            now["params"], grads, state, self._kept(), *data, test, now["val_accuracy"], now["val_loss"], noise)
+        batch = self._labelled(self._gather(self.splits["train"], self._batch(step)), step)
+        outer = self._labelled(self.outer, step)
+        grads, loss = program.gradient(now["params"], batch)
+        params, state, kept, said = program.step(
+            now["params"], grads, now["state"], now["kept"],
+            Seen(batch, outer, now["val_accuracy"], now["val_loss"], self._noise(step)),
+            self._test_rows(step) if look else (), step=step, look=look)
         lost = torch.where(torch.isfinite(loss), NEVER, step)
-        self.stacked = {"params": params, "state": pytree.tree_leaves(state), "kept": pytree.tree_leaves(kept),
-                        "val_accuracy": now["val_accuracy"], "val_loss": now["val_loss"],
+        self.stacked = {**now, "params": params, "state": state, "kept": kept,
                         "diverged": torch.minimum(now["diverged"], lost)}
-        return loss, seen
+        return loss, said
 
     def weigh(self) -> dict[str, Tensor]:
         """What the probes say of the parameters alone, (L, ...) each."""
-        return vmap(self.program.weigh)(self.stacked["params"], self._kept()) if self.program.probes else {}
+        return vmap(self.program.weigh)(self.stacked["params"], self.stacked["kept"]) if self.program.probes else {}
 
     @cached_property
     def flops_per_step(self) -> float:
@@ -124,8 +119,8 @@ class Lanes:
         n = split.y.shape[1] if rows is None else min(rows, split.y.shape[1])
         loss = correct = torch.zeros((), device=self.program.device)
         for a in range(0, n, CHUNK):
-            chunk = self._labelled(Split(*(t[self._data_index(), a : min(a + CHUNK, n)] for t in split)), step)
-            lo, co = vmap(self.program.look)(self.stacked["params"], chunk)
+            chunk = self._labelled(Split(*(t[self.index, a : min(a + CHUNK, n)] for t in split)), step)
+            lo, co = self.program.looks(self.stacked["params"], chunk)
             loss, correct = loss + lo, correct + co
         return (loss / n).double(), correct.double() / n  # float32 would put 95 of 100 below 0.95
 
@@ -134,29 +129,20 @@ class Lanes:
         transform = self.program.transform
         if transform.active is None:
             return torch.ones(len(self.lanes), dtype=torch.bool)
-        assert self.program.structure is not None
-        return vmap(transform.active)(pytree.tree_unflatten(self.stacked["state"], self.program.structure)[0])
-
-    def _kept(self) -> Any:
-        assert self.program.kept is not None
-        return pytree.tree_unflatten(self.stacked["kept"], self.program.kept)
+        return vmap(transform.active)(self.stacked["state"][0])
 
     def _test_rows(self, step: int) -> Split | tuple[()]:
         """The rows of test that probes take a gradient of, where one does: the first CHUNK."""
         split = self.splits["test"]
         if split is None or not any(probe.test for probe in self.program.probes.values()):
             return ()
-        return self._labelled(Split(*(t[self._data_index(), :CHUNK] for t in split)), step)
-
-    def _data_index(self) -> Tensor:
-        return torch.tensor(self.lanes, device=self.program.device)
+        return self._labelled(Split(*(t[self.index, :CHUNK] for t in split)), step)
 
     def _gather(self, split: Split | None, rows: Tensor | None) -> Split:
         assert split is not None
-        lanes = self._data_index()
         if rows is None:
-            return Split(*(t[lanes] for t in split))
-        return Split(*(t[lanes[:, None], rows] for t in split))
+            return Split(*(t[self.index] for t in split))
+        return Split(*(t[self.index[:, None], rows] for t in split))
 
     def _labelled(self, split: Split, step: int) -> Split:
         labels = self.program.task.labels

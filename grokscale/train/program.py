@@ -1,4 +1,4 @@
-"""A trial made executable, and one step of one replica of it."""
+"""A trial made executable, and a step of it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from grokscale.models import Model, initial
 from grokscale.rng import generator
 from grokscale.spec import TrialSpec
 from grokscale.tasks.base import Split, Splits, Task
+from grokscale.train.replay import Replayed
 from grokscale.transform import Transform, chain, optimiser
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of parameters
@@ -35,8 +36,18 @@ def compiler() -> str | None:
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
+class Seen(NamedTuple):
+    """What a transform may ask for besides gradients and parameters, of one replica or of all lanes."""
+
+    batch: Split
+    outer: Split  # the rows of `outer_loss`, none without one
+    val_accuracy: Tensor
+    val_loss: Tensor
+    noise: dict[str, Tensor]
+
+
 class Program:
-    """A trial made executable: its task, model and transforms, and the step of one replica."""
+    """A trial made executable: its task, model and transforms, and a step of all lanes."""
 
     def __init__(
         self,
@@ -69,8 +80,6 @@ class Program:
         self.jacobians = sum("jacobian" in one.needs for one in made)  # methods that take it, each its own
         self.probes: dict[str, Probe] = {name: metrics_.build(name, registry) for name in sorted(set(metrics))}
         self.batch, self.drop_last = spec.optimiser["batch"], spec.optimiser["drop_last"]
-        self.structure: pytree.TreeSpec | None = None  # of the state of the transform and the optimiser ...
-        self.kept: pytree.TreeSpec | None = None  # ... and of the probes', known after the first start
 
     def loss(self, params: dict[str, Tensor], split: Split) -> Tensor:
         return self.task.loss(self.outputs(params, split), split.y)
@@ -104,7 +113,26 @@ class Program:
         step, and every branch would be compiled anew.
         """
         of_all = vmap(grad_and_value(self.loss))
-        return torch.compile(of_all, dynamic=False) if self.compiled else of_all
+        return torch.compile(of_all, dynamic=False) if self.compiled else Replayed(of_all)
+
+    @cached_property
+    def looks(self) -> Callable[[dict[str, Tensor], Split], tuple[Tensor, Tensor]]:
+        """`look` of all lanes of a pack at once."""
+        return Replayed(vmap(self.look))
+
+    @cached_property
+    def filters(self) -> Callable[..., tuple[Any, Any]]:
+        """(params, grads, state of the transform, seen, step) of all lanes -> (what the optimiser is given, state)."""
+
+        def of_one(params: Any, grads: Any, state: Any, seen: Seen, *, step: int) -> tuple[Any, Any]:
+            return self.transform.update(grads, state, params, step=step, **self.extra(seen))
+
+        if self.transform.elementwise:
+            return lambda *of_all, step: of_one(*of_all, step=step)
+        if self.transform.timeless:
+            replayed = Replayed(vmap(partial(of_one, step=0)))
+            return lambda *of_all, step: replayed(*of_all)
+        return lambda *of_all, step: vmap(partial(of_one, step=step))(*of_all)
 
     def splits(self, seed: int) -> tuple[Splits, Split]:
         """(the splits of a seed, the part of the training half held back for `outer_loss`; empty without one)."""
@@ -125,48 +153,69 @@ class Program:
         state = self.transform.init(params, roles, stream), self.optimiser.init(params, roles, stream)
         kept = {
             name: probe.init(params, roles, generator(seed, f"measure/{name}")) for name, probe in self.probes.items()}
-        self.structure, self.kept = pytree.tree_structure(state), pytree.tree_structure(kept)
         return params, state, kept
 
-    def step(self, params: Any, grads: Any, state: Any, kept: Any, batch: Split, outer: Split, test: Any,
-             val_accuracy: Tensor, val_loss: Tensor, noise: dict[str, Tensor], step: int,
-             look: bool) -> tuple[Any, Any, Any, Values]:
-        """One optimiser step of one replica: (params, state, probes' state, what probes say).
+    @cached_property
+    def structure(self) -> tuple[pytree.TreeSpec, pytree.TreeSpec]:
+        """Of the state of the transform and the optimiser, and of the probes'."""
+        _, state, kept = self.start(0)
+        return pytree.tree_structure(state), pytree.tree_structure(kept)
 
-        grads: of the loss on the batch.  test: the rows that probes take a gradient of, () where none does.
+    def step(self, params: Any, grads: Any, state: Any, kept: Any, seen: Seen, test: Any, *, step: int,
+             look: bool) -> tuple[Any, Any, Any, Values]:
+        """One optimiser step of all lanes: (params, state, probes' state, what probes say).
+
+        grads: of the losses on the batch.  test: the rows that probes take a gradient of, () where none does.
         look: shall they say something?
         """
-        roles, lr = self.model.roles, self.spec.optimiser["lr"]
-        extra: dict[str, Any] = {
-            "val_accuracy": val_accuracy,
-            "val_loss": val_loss,
-            "inner_grad": lambda p: grad(self.loss)(p, batch),
-            "jacobian": lambda p: self.jacobian(p, batch),
-            "outer_loss": lambda p: self.loss(p, outer),
-            "noise": noise,
-            "roles": roles,
-            "lr": lr,
-        }
+        chained, moments = state
         for name, probe in self.probes.items():
             if probe.every is not None:
-                kept = {**kept, name: probe.every(Step(step, params, grads, roles, val_accuracy, lr), kept[name])}
-        filtered, chained = self.transform.update(grads, state[0], params, step=step, **extra)
-        updates, moments = self.optimiser.update(filtered, state[1], params, step=step)
+                kept = {**kept, name: vmap(partial(self._watched, probe.every, step))(params, grads, seen, kept[name])}
+        filtered, chained = self.filters(params, grads, chained, seen, step=step)
+        # The optimisers are elementwise, and so is a step: all lanes are one tensor to them.
+        updates, moments = self.optimiser.update(filtered, moments, params, step=step)
         moved = {k: p + updates[k] for k, p in params.items()}
-        seen, told = Values(), Values()
+        told, values = Values(), Values()
         if look and self.transform.diagnostics is not None:
-            told = self.transform.diagnostics(chained, grads)
+            told = vmap(self.transform.diagnostics)(chained, grads)
         if self.transform.after is not None and step % self.transform.period == 0:
-            moved, chained = self.transform.after(moved, chained, step=step, **extra)
+            moved, chained = vmap(partial(self._after, self.transform.after, step))(moved, chained, seen)
         if look:
-            slope = grad(self.loss)(params, test) if isinstance(test, Split) else None
-            held = (lambda p: self.loss(p, outer)) if len(outer.y) else None
-            view = Look(step, params, moved, grads, filtered, updates, slope, told, held, roles)
-            for name, probe in self.probes.items():
-                if probe.look is not None:
-                    seen |= probe.look(view, kept[name])
-            seen |= self.weigh(moved, kept)
-        return moved, (chained, moments), kept, seen
+            values = vmap(partial(self._looked, step))(
+                params, moved, grads, filtered, updates, told, kept, seen, test)
+        return moved, (chained, moments), kept, values
+
+    def extra(self, seen: Seen) -> dict[str, Any]:
+        """What a transform of one replica may ask for."""
+        return {
+            "val_accuracy": seen.val_accuracy,
+            "val_loss": seen.val_loss,
+            "inner_grad": lambda p: grad(self.loss)(p, seen.batch),
+            "jacobian": lambda p: self.jacobian(p, seen.batch),
+            "outer_loss": lambda p: self.loss(p, seen.outer),
+            "noise": seen.noise,
+            "roles": self.model.roles,
+            "lr": self.spec.optimiser["lr"],
+        }
+
+    def _after(self, after: Callable[..., Any], step: int, params: Any, state: Any, seen: Seen) -> Any:
+        return after(params, state, step=step, **self.extra(seen))
+
+    def _watched(self, every: Callable[..., Any], step: int, params: Any, grads: Any, seen: Seen, kept: Any) -> Any:
+        return every(Step(step, params, grads, self.model.roles, seen.val_accuracy, self.spec.optimiser["lr"]), kept)
+
+    def _looked(self, step: int, params: Any, moved: Any, grads: Any, filtered: Any, updates: Any, told: Values,
+                kept: Any, seen: Seen, test: Any) -> Values:
+        """What the probes say of a step of one replica."""
+        slope = grad(self.loss)(params, test) if isinstance(test, Split) else None
+        held = (lambda p: self.loss(p, seen.outer)) if len(seen.outer.y) else None
+        view = Look(step, params, moved, grads, filtered, updates, slope, told, held, self.model.roles)
+        values = Values()
+        for name, probe in self.probes.items():
+            if probe.look is not None:
+                values |= probe.look(view, kept[name])
+        return values | self.weigh(moved, kept)
 
     def weigh(self, params: Any, kept: Any) -> Values:
         """What probes say of the parameters alone."""

@@ -1,0 +1,93 @@
+"""What is written down once and replayed, and what all lanes are given at once, is what `vmap` does step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from grokscale import data
+from grokscale.spec import TrialSpec
+from grokscale.train import Lanes, Program, replay
+from grokscale.train.replay import Replayed
+from tests import datafiles
+from tests.test_data_tasks import TASKS, small_trial
+from tests.test_tasks_train import SMALL, tables
+from tests.trials import REGISTRY, trial
+
+STEPS, PATIENCE = 6, 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = datafiles.write_all(tmp_path_factory.mktemp("files"))
+    data.use(folder)
+    yield folder
+    data.use(None)
+
+
+def trained(spec: TrialSpec, patience: int, monkeypatch: pytest.MonkeyPatch, *, plain: bool = False) -> Any:
+    """All tensors of a pack and its losses and accuracies after STEPS steps."""
+    monkeypatch.setattr(replay, "PATIENCE", patience)
+    program = Program(spec, REGISTRY, "cpu")
+    if plain:
+        program.transform = program.transform._replace(elementwise=False, timeless=False)
+    with torch.no_grad():
+        lanes = Lanes(program, [3, 4], [0, 1])
+        looks = []
+        for step in range(1, STEPS + 1):
+            loss, _ = lanes.step(step)
+            looks += [loss, *lanes.accuracy("test", 16, step)]
+    return [*pytree.tree_leaves(lanes.stacked), *looks]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("name", [*SMALL, *TASKS])
+def test_every_task_is_replayed_bit_for_bit(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = small_trial(name) if name in TASKS else trial(tables(name))
+    assert same(trained(spec, PATIENCE, monkeypatch), trained(spec, 10**9, monkeypatch))
+
+
+def declared(method: str) -> bool:
+    made = REGISTRY.methods[method].factory(**REGISTRY.methods[method].defaults)
+    return made.elementwise or made.timeless
+
+
+@pytest.mark.parametrize("form", ["parity-mlp2", "pairs-mlp2"])
+@pytest.mark.parametrize("method", sorted(filter(declared, REGISTRY.methods)))
+def test_every_method_is_what_it_says_of_itself(method: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = trial(form, method)
+    assert same(trained(spec, PATIENCE, monkeypatch), trained(spec, 10**9, monkeypatch, plain=True))
+
+
+def test_it_is_recorded_by_shape_once_it_has_been_called_often_enough() -> None:
+    called: list[int] = []
+
+    def function(x: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
+        called.append(len(y))
+        return {"z": x["x"] * 2 + y.expand(len(y)), "y": y}
+
+    replayed = Replayed(function, patience=2)
+    for n in (3, 3, 4, 3, 3, 4):
+        x, y = torch.arange(float(n)), torch.ones(n)
+        answer = replayed({"x": x}, y)
+        assert torch.equal(answer["z"], 2 * x + 1) and torch.equal(answer["y"], y)
+    assert called == [3, 3, 4, 3, 4]  # the fourth is the recording's; the fifth call ran nothing of ours
+    assert list(replayed.recorded) == [(torch.Size([3]), torch.Size([3]))]
+
+
+def test_views_that_change_nothing_are_left_out() -> None:
+    replayed = Replayed(lambda x: x.expand(2, 3).reshape(2, 3) @ x.view(3, 2), patience=0)
+    x = torch.arange(6.0).reshape(2, 3)
+    assert torch.equal(replayed(x), x @ x.reshape(3, 2))
+    [(run, _)] = replayed.recorded.values()
+    targets = [node.target for node in run.__self__.graph.nodes if node.op == "call_function"]  # type: ignore[attr-defined]
+    assert targets == [torch.ops.aten.view.default, torch.ops.aten.mm.default]
