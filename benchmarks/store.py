@@ -33,13 +33,26 @@ def main() -> None:
     parser.add_argument("--paced", type=int, default=60, help="appends per writer, one a second")
     parser.add_argument("--runs", type=int, default=10_000, help="in MLflow")
     parser.add_argument("--folder", type=Path, help="keep the stores there, and take what is there; else temporary")
+    parser.add_argument("--prepare", action="store_true", help="generate into --folder and stop: nothing is timed")
     parser.add_argument("--write", metavar="FILE", type=Path, help="also write the table there")
     asked = parser.parse_args()
+    if asked.prepare:
+        if asked.folder is None:
+            parser.error("--prepare needs --folder, where the stores are to stay")
+        prepare(asked, asked.folder)
+        return
     with tempfile.TemporaryDirectory(prefix="grokscale-bench-") as scratch:
         text = measure(asked, asked.folder or Path(scratch))
     print(text)
     if asked.write:
         asked.write.write_text(text + "\n")
+
+
+def prepare(asked: argparse.Namespace, folder: Path) -> None:
+    """Everything that is generated, so that an idle machine is only kept busy by what is timed."""
+    generated(folder / f"store-{asked.replicas}-{asked.points}", asked.replicas, asked.points)
+    generated(folder / f"store-{asked.runs}-0", asked.runs, 0)
+    tracked(folder / f"mlflow-{asked.runs}", asked.runs)
 
 
 def measure(asked: argparse.Namespace, folder: Path) -> str:
