@@ -136,9 +136,20 @@ def crowd(folder: Path, writers: int, appends: int) -> Any:
 
 
 def paced(folder: Path, writers: int, appends: int) -> float:
-    """The 95th percentile of the seconds of an append, over all writers."""
+    """The 95th percentile of the seconds of an append, over all writers, each at its own moment of the second.
+
+    They begin when all are ready: what starting costs is no part of an append.
+    """
+    moments = np.random.default_rng(0).random(writers)
     with tempfile.TemporaryDirectory(dir=folder, prefix="paced-") as root:
         processes = [start("paced", root, f"w{i}", str(appends)) for i in range(writers)]
+        for process in processes:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        begin = time.monotonic() + 1
+        for process, moment in zip(processes, moments, strict=True):
+            assert process.stdin is not None
+            process.stdin.write(f"{begin + moment}\n")
+            process.stdin.flush()
         took = [second for process in processes for second in json.loads(process.communicate()[0])["took"]]
     assert len(took) == writers * appends
     return float(np.percentile(took, 95))
@@ -221,7 +232,7 @@ def tracked(folder: Path, runs: int) -> None:
 def start(kind: str, root: str | Path, *rest: str) -> subprocess.Popen[str]:
     """A process of `store_work`."""
     words = [sys.executable, "-m", "benchmarks.store_work", kind, str(root), *rest]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 def work(kind: str, root: Path, *rest: str) -> dict[str, Any]:

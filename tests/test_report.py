@@ -15,7 +15,7 @@ import pytest
 
 from grokscale import report, stats
 from grokscale.errors import InputError
-from grokscale.report import bars, curves, figures, text, view, words
+from grokscale.report import bars, beside, curves, figures, text, view, words
 from grokscale.store import Store
 from tests import synthetic
 from tests.synthetic import NEVER, SEEDS, TAU, grok_steps
@@ -408,7 +408,7 @@ def test_page_escapes_names_and_shows_the_numbers_of_the_text(full: Store) -> No
     assert "groks &lt;sooner&gt;?" in source and "<sooner>" not in source
     shown = view.collect(full, "tiny")
     page = Page(source)
-    for row in text.speedup_table(shown)[1] + text.outcome_table(shown)[1] + text.time_table(shown)[1]:
+    for row in text.speedup_table(shown)[1] + beside.outcome_table(shown)[1] + beside.time_table(shown)[1]:
         for cell in row:
             assert cell in page.text
     assert "Search (exploratory)" in page.text

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from grokscale.report import asked, figures, landscape, origins, text
+from grokscale.report import asked, beside, figures, landscape, origins, text
 from grokscale.report.pictures import Picture, pictures
 from grokscale.report.view import SweepView
 from grokscale.report.words import count, knobs, number
@@ -102,9 +102,12 @@ def _confirmed(view: SweepView, drawn: Sequence[Picture]) -> list[str]:
     if any(arm.rows for arm in view.arms):
         parts += _section("Time to grok", _of(drawn, "survival"))
         if view.speedups:
-            parts.append(f"<h2>Beside it, in steps</h2>{tabled(text.beside_table(view))}")
-        parts.append(f"<h2>Outcomes by {number(view.tau)} steps</h2>{tabled(text.outcome_table(view))}")
-        parts.append(f"<h2>Medians (Kaplan-Meier)</h2>{tabled(text.time_table(view))}")
+            parts.append(f"<h2>Beside it, in steps</h2>{tabled(beside.beside_table(view))}")
+            if (saved := beside.delay_table(view))[1]:
+                parts.append(f"<h2>{escape(text.delay_title(view))}</h2>{tabled(saved)}")
+                parts.append('<p class="note">Paired over the seeds where both sides grokked.</p>')
+        parts.append(f"<h2>Outcomes by {number(view.tau)} steps</h2>{tabled(beside.outcome_table(view))}")
+        parts.append(f"<h2>Medians (Kaplan-Meier)</h2>{tabled(beside.time_table(view))}")
     if view.arms:
         flags = text.edges(view)
         rows = [[arm.name, knobs(arm.settings), flags.get(arm.name, ""), arm.trial_id] for arm in view.arms]
@@ -119,6 +122,7 @@ def _asked(view: SweepView) -> list[str]:
     if over := text.practice_view(view):
         parts.append(f"<h2>Speed-up over {escape(over.baseline)}, in practice</h2>")
         parts.append(tabled(text.speedup_table(over), left=1))
+        parts += [f'<p class="note">{escape(note)}</p>' for note in text.censoring_notes(over)]
     if isinstance(view.endpoints, str):
         parts.append(f'<p class="note">Endpoints: not yet. {escape(view.endpoints)}</p>')
     else:
