@@ -309,6 +309,8 @@ def test_bars_are_the_stored_speed_ups_with_what_was_published(store: Store) -> 
     assert whiskers == [[stored[key]["lo"], stored[key]["hi"]] for key in order]
     diamonds = [line.get_xydata() for line in axes.lines if line.get_marker() == "D"]
     assert np.concatenate(diamonds).tolist() == [[5.0, 0.0], [2.5, 2.0]]  # pyright: ignore[reportArgumentType]
+    ends = [max(stored["swift", "steps"]["hi"], 5.0), stored["swift", "seconds"]["hi"]]
+    assert [one.xy[0] for one in axes.texts][:2] == ends  # a number stands clear of a diamond  # pyright: ignore
     page = Page(report.html(store))
     assert "Published values" in page.text and "table <2>" in page.text
     for row in shown.papers:

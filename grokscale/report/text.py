@@ -340,8 +340,9 @@ def _optimiser(table: Mapping[str, Any]) -> str:
 def _schedule(every: Mapping[str, Any]) -> str:
     if every.get("epoch"):
         return "every epoch, on the full splits"
+    steps = f"max({every['min']}, {100 * every['every']:g} %)" if every["every"] else str(every["min"])
     return (
-        f"every max({every['min']}, {100 * every['every']:g} %) steps on {every['examples']:,} examples of "
+        f"every {steps} steps on {every['examples']:,} examples of "
         "each split, in full at a crossing and at the end"
     )
 
