@@ -148,11 +148,23 @@ def _search(view: SweepView, drawn: Sequence[Picture]) -> list[str]:
     """The best trial of each arm's search and the landscape, labelled as what they are."""
     header, rows = text.search_table(view)
     if not rows:
-        return []
+        return _tuning(view)
     note = f'<p class="note">{BADGE}The best trial of each arm, on the seeds that chose it: no speed-up here.</p>'
     found = _of(drawn, "search")
     more = [f'<p class="note">{BADGE}{escape(landscape.NOTE)}</p>', *found] if found else []
-    return [f"<h2>Search (exploratory)</h2>{note}{tabled((header, rows))}", *more]
+    return [f"<h2>Search (exploratory)</h2>{note}{tabled((header, rows))}", *more, *_tuning(view)]
+
+
+def _tuning(view: SweepView) -> list[str]:
+    """What tuning did: S by the trials that either side may tune with, and which knobs mattered."""
+    parts = []
+    if (table := text.budget_table(view))[1]:
+        said = f"S over {view.baseline} by trials of tuning, on the seeds of the search."
+        parts.append(f'<p class="note">{BADGE}{escape(said)}</p>{tabled(table)}')
+    if (table := text.importance_table(view))[1]:
+        said = "Share of the search's variance by knob, capped trials left out."
+        parts.append(f'<p class="note">{BADGE}{said}</p>{tabled(table, left=(1,))}')
+    return parts
 
 
 def _configurations(store: Store, view: SweepView) -> list[str]:

@@ -259,6 +259,15 @@ def budget_table(view: SweepView) -> Table:
     return ["arm", "defaults", *(f"k = {k}" for k in kept)], rows
 
 
+def importance_table(view: SweepView) -> Table:
+    """Which knobs the objective hung on, a line per arm that a search says something about."""
+    rows = [
+        [name, ", ".join(f"{knob} {100 * share:.0f} %" for knob, share in shares.items())]
+        for name, shares in view.importances.items()
+    ]
+    return ["arm", "knobs"], rows
+
+
 def search_blocks(view: SweepView) -> list[str]:
     """What tuning did: S by the budget, and which knobs mattered. Exploratory."""
     blocks = []
@@ -266,11 +275,10 @@ def search_blocks(view: SweepView) -> list[str]:
     if rows:
         head = f"EXPLORATORY: S over {view.baseline} by trials of tuning, on the seeds of the search"
         blocks.append(_titled(head, (header, rows), "<" + ">" * (len(header) - 1)))
-    if view.importances:
-        width = max(len(short(name)) for name in view.importances) + 2
+    if shares := importance_table(view)[1]:
+        width = max(len(short(name)) for name, _ in shares) + 2
         lines = ["EXPLORATORY: share of the search's variance by knob"]
-        for name, shares in view.importances.items():
-            text = ", ".join(f"{knob} {100 * share:.0f} %" for knob, share in shares.items())
+        for name, text in shares:
             lines += textwrap.wrap(f"{short(name):<{width}}{text}", WIDTH, subsequent_indent=" " * width)
         blocks.append("\n".join(lines))
     return blocks
