@@ -90,12 +90,15 @@ def params(row: Row) -> dict[str, str]:
 
 
 def metrics(row: Row, replicas: Sequence[Row]) -> dict[str, float]:
-    """What is worth a chart by plain names, which MLflow puts first; the rest under detail/."""
+    """What is worth a chart by plain names, which MLflow puts first; the rest under detail/.
+
+    The first is the one that a comparison of runs opens with.
+    """
     cap = row["cap"]
     times = [time for r in replicas if (time := _by(r["grok_step"], cap)) < math.inf]
     found: dict[str, float | None] = {
-        "grokked": len(times) / len(replicas) if replicas else None,
         "median_grok_step": stats.median(times, [True] * len(times)) if times else None,
+        "grokked": len(times) / len(replicas) if replicas else None,
         "detail/seeds": len(replicas), "detail/grokked_seeds": len(times), "detail/cap": cap,
         "detail/objective": row["value"],
     }  # fmt: skip

@@ -36,6 +36,28 @@ def test_the_delay_saved_is_the_paired_difference_where_both_grokked(tmp_path: P
     assert f"<h2>{head}</h2>" in report.html(store)
 
 
+def test_a_delay_is_censored_at_what_was_left_of_the_horizon(tmp_path: Path) -> None:
+    """Of eight seeds three wait 3,700 steps for grokking and five to the end of the horizon, which is later."""
+    store, left = Store(tmp_path), synthetic.TAU - FIT
+    synthetic.confirmed(store, times={"plain": [5000.0] * 3 + [NEVER] * 5, "swift": [5000.0] * 4 + [NEVER] * 4})
+    table = {row[0]: row[1:4] for row in beside.time_table(view.collect(store))[1]}
+    assert table["plain"] == [f"> {synthetic.TAU:,}", "1,300", f"> {left:,}"]
+    assert table["swift"] == ["5,000", "1,300", "3,700"]
+
+
+def test_what_nothing_grokked_on_has_no_s_on_any_clock(tmp_path: Path) -> None:
+    """The ratio of the horizons in seconds would read as a speed-up."""
+    store = Store(tmp_path)
+    synthetic.confirmed(store, times={"plain": [NEVER] * 8, "swift": [NEVER] * 8})
+    said = report.results_text(store).partition("Speed-up over plain")[2].partition("\n\n")[0]
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    at = next(i for i, line in enumerate(lines) if line.startswith("swift"))
+    assert lines[at : at + 2] == ["swift neither groks - - 8 8/8 -", "neither groks - - 8 8/8 -"]
+    assert "swift: 8 of its seeds and 8 of the baseline's did not grok by 16,384." in " ".join(lines)
+    texts = [one.get_text() for one in report.speedup_figure(store).axes[0].texts]
+    assert texts.count("neither groks") == 2
+
+
 def test_one_pair_has_a_difference_and_no_interval_and_no_pair_none(tmp_path: Path) -> None:
     store = Store(tmp_path)
     synthetic.confirmed(store, times={"plain": [5000.0] + [NEVER] * 7, "swift": [2000.0] + [NEVER] * 7,

@@ -157,6 +157,15 @@ def sound(row: Row) -> bool:
     return row["lo"] > 0 and math.isfinite(row["hi"])
 
 
+def undetermined(row: Row) -> bool:
+    """Did nothing grok on either side? S is then the ratio of the horizons, and says nothing."""
+    return row["success_base"] == 0 and row["success_arm"] == 0
+
+
+def _s(row: Row) -> str:
+    return "-" if undetermined(row) else _bound(row) + ratio(row["s"], 2)
+
+
 def holm(rows: Sequence[Row]) -> dict[str, float]:
     """Arm -> p corrected for the number of arms (Holm) within the rows of one clock."""
     return dict(zip((row["arm"] for row in rows), stats.holm([row["p"] for row in rows]), strict=True))
@@ -176,9 +185,9 @@ def speedup_table(view: SweepView) -> Table:
             if row is None or (clock in ("oracle", "flops") and _as_steps(view, row)):
                 continue
             rows.append([
-                short(arm) if clock == "steps" else "", direction(row), _bound(row) + ratio(row["s"], 2),
+                short(arm) if clock == "steps" else "", direction(row), _s(row),
                 interval(row), str(row["n"]), f"{row['censored_arm']}/{row['censored_base']}",
-                pvalue(holm(of_all)[arm]),
+                "-" if undetermined(row) else pvalue(holm(of_all)[arm]),
             ])  # fmt: skip
     return ["arm", "", "S", "95 % interval", "n", "censored", "p (Holm)" if len(arms) > 1 else "p"], rows
 
@@ -207,7 +216,7 @@ def censoring_notes(view: SweepView) -> list[str]:
     for row in of_clock(view, "steps"):
         arm, ours, theirs = short(row["arm"]), row["censored_arm"], row["censored_base"]
         if ours and theirs:
-            half = "" if row["s_half"] is None else f"; at tau/2 S is {ratio(row['s_half'], 2)}"
+            half = "" if row["s_half"] is None or undetermined(row) else f"; at tau/2 S is {ratio(row['s_half'], 2)}"
             both = f"{ours} of its seeds and {theirs} of the baseline's"
             notes.append(f"{arm}: {both} did not grok by {tau}{half}.")
         elif row["bound"] == ">=":
@@ -362,6 +371,8 @@ def direction(row: Row) -> str:
     """A speed-up with its direction: "1.9x fewer steps"."""
     unit, fewer, more = CLOCKS[row["clock"]]
     s = row["s"]
+    if undetermined(row):
+        return "neither groks"
     return f"{_bound(row)}{ratio(s)}x {fewer} {unit}" if s >= 1 else f"{ratio(1 / s)}x {more} {unit}"
 
 
