@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> str:
     say(f"MLflow with {asked.runs:,} runs")
     tracked(folder / f"mlflow-{asked.runs}", asked.runs)
     theirs = work("mlflow", folder / f"mlflow-{asked.runs}")
+    assert theirs["runs"] == asked.runs
     small = folder / f"store-{asked.runs}-0"
     generated(small, asked.runs, 0)
     ours = min((work("aggregate", small) for _ in range(3)), key=lambda one: one["seconds"])
@@ -209,16 +212,20 @@ def _curves(rows: Sequence[dict[str, Any]], each: int, rng: np.random.Generator)
 
 
 def tracked(folder: Path, runs: int) -> None:
-    """As many runs in MLflow, with what the question is about."""
+    """As many runs in MLflow, with what the question is about; goes on where it was cut off."""
+    folder.mkdir(parents=True, exist_ok=True)
+    there = 0
     if (folder / "mlflow.db").exists():
+        with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+            ((there,),) = database.execute("SELECT count(*) FROM runs")
+    if there >= runs:
         return
-    folder.mkdir(parents=True)
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng([1, there])
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
-    for i in range(runs):
+    for i in range(there, runs):
         run = client.create_run("0")
         params = [Param("task", f"task-{i // METHODS % TASKS}"), Param("method", f"method-{i % METHODS}")]
         metrics = [Metric("grok_step", float(np.exp(rng.normal(8, 0.4))), 0, 0)]

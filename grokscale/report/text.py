@@ -338,7 +338,8 @@ def _budget(view: SweepView) -> str:
         if rows:
             arms = [t["arm"] for t in rows]
             each, seeds = span([arms.count(arm) for arm in arms]), span([len(t["seeds"]) for t in rows])
-            parts.append(f"{phase} {each} trials an arm x {seeds} seeds")
+            plural = ["" if n == "1" else "s" for n in (each, seeds)]
+            parts.append(f"{phase} {each} trial{plural[0]} an arm x {seeds} seed{plural[1]}")
     failed = sum(t["state"] == "failed" for t in view.trials)
     if failed:
         parts.append(f"{count(failed, 'trial')} failed")
