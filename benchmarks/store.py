@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,13 +35,26 @@ def main() -> None:
     parser.add_argument("--paced", type=int, default=60, help="appends per writer, one a second")
     parser.add_argument("--runs", type=int, default=10_000, help="in MLflow")
     parser.add_argument("--folder", type=Path, help="keep the stores there, and take what is there; else temporary")
+    parser.add_argument("--prepare", action="store_true", help="generate into --folder and stop: nothing is timed")
     parser.add_argument("--write", metavar="FILE", type=Path, help="also write the table there")
     asked = parser.parse_args()
+    if asked.prepare:
+        if asked.folder is None:
+            parser.error("--prepare needs --folder, where the stores are to stay")
+        prepare(asked, asked.folder)
+        return
     with tempfile.TemporaryDirectory(prefix="grokscale-bench-") as scratch:
         text = measure(asked, asked.folder or Path(scratch))
     print(text)
     if asked.write:
         asked.write.write_text(text + "\n")
+
+
+def prepare(asked: argparse.Namespace, folder: Path) -> None:
+    """Everything that is generated, so that an idle machine is only kept busy by what is timed."""
+    generated(folder / f"store-{asked.replicas}-{asked.points}", asked.replicas, asked.points)
+    generated(folder / f"store-{asked.runs}-0", asked.runs, 0)
+    tracked(folder / f"mlflow-{asked.runs}", asked.runs)
 
 
 def measure(asked: argparse.Namespace, folder: Path) -> str:
@@ -84,6 +99,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> str:
     say(f"MLflow with {asked.runs:,} runs")
     tracked(folder / f"mlflow-{asked.runs}", asked.runs)
     theirs = work("mlflow", folder / f"mlflow-{asked.runs}")
+    assert theirs["runs"] == asked.runs
     small = folder / f"store-{asked.runs}-0"
     generated(small, asked.runs, 0)
     ours = min((work("aggregate", small) for _ in range(3)), key=lambda one: one["seconds"])
@@ -123,9 +139,20 @@ def crowd(folder: Path, writers: int, appends: int) -> Any:
 
 
 def paced(folder: Path, writers: int, appends: int) -> float:
-    """The 95th percentile of the seconds of an append, over all writers."""
+    """The 95th percentile of the seconds of an append, over all writers, each at its own moment of the second.
+
+    They begin when all are ready: what starting costs is no part of an append.
+    """
+    moments = np.random.default_rng(0).random(writers)
     with tempfile.TemporaryDirectory(dir=folder, prefix="paced-") as root:
         processes = [start("paced", root, f"w{i}", str(appends)) for i in range(writers)]
+        for process in processes:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        begin = time.monotonic() + 1
+        for process, moment in zip(processes, moments, strict=True):
+            assert process.stdin is not None
+            process.stdin.write(f"{begin + moment}\n")
+            process.stdin.flush()
         took = [second for process in processes for second in json.loads(process.communicate()[0])["took"]]
     assert len(took) == writers * appends
     return float(np.percentile(took, 95))
@@ -185,16 +212,20 @@ def _curves(rows: Sequence[dict[str, Any]], each: int, rng: np.random.Generator)
 
 
 def tracked(folder: Path, runs: int) -> None:
-    """As many runs in MLflow, with what the question is about."""
+    """As many runs in MLflow, with what the question is about; goes on where it was cut off."""
+    folder.mkdir(parents=True, exist_ok=True)
+    there = 0
     if (folder / "mlflow.db").exists():
+        with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+            ((there,),) = database.execute("SELECT count(*) FROM runs")
+    if there >= runs:
         return
-    folder.mkdir(parents=True)
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng([1, there])
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
-    for i in range(runs):
+    for i in range(there, runs):
         run = client.create_run("0")
         params = [Param("task", f"task-{i // METHODS % TASKS}"), Param("method", f"method-{i % METHODS}")]
         metrics = [Metric("grok_step", float(np.exp(rng.normal(8, 0.4))), 0, 0)]
@@ -208,7 +239,7 @@ def tracked(folder: Path, runs: int) -> None:
 def start(kind: str, root: str | Path, *rest: str) -> subprocess.Popen[str]:
     """A process of `store_work`."""
     words = [sys.executable, "-m", "benchmarks.store_work", kind, str(root), *rest]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 def work(kind: str, root: Path, *rest: str) -> dict[str, Any]:

@@ -79,9 +79,10 @@ def writer(store: Store, name: str, count: str) -> dict[str, Any]:
 
 
 def paced(store: Store, name: str, count: str) -> dict[str, Any]:
-    """`count` appends, one a second; the seconds that each took."""
+    """`count` appends, one a second from the moment that stdin says; the seconds that each took."""
     took = []
-    start = time.monotonic()
+    print("ready", flush=True)
+    start = float(sys.stdin.readline())
     for seed in range(int(count)):
         while (left := start + seed - time.monotonic()) > 0:
             time.sleep(left)

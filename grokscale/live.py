@@ -112,9 +112,9 @@ def table(progress: Progress, width: int) -> Table:
 
 
 def headline(title: str, progress: Progress, since: float = 0.0) -> str:
-    """ "quickstart: search 12/24 trials, 0:42, about 1:20 left". since: seconds since that was told."""
+    """ "quickstart: search (exploratory) 12/24 trials, 0:42, about 1:20 left". since: seconds since that was told."""
     done, total = sum(arm.done for arm in progress.arms), sum(arm.total for arm in progress.arms)
-    parts = [f"{title}: {progress.phase} {done}/{total} trials" if total else f"{title}: {progress.status}"]
+    parts = [f"{title}: {stage(progress.phase)} {done}/{total} trials" if total else f"{title}: {progress.status}"]
     if total and progress.status != f"{progress.phase}: running":
         parts.append(progress.status)
     parts.append(clock(progress.elapsed + since))
@@ -125,6 +125,11 @@ def headline(title: str, progress: Progress, since: float = 0.0) -> str:
     if progress.failed:
         parts.append(f"{progress.failed} FAILED")
     return ", ".join(parts)
+
+
+def stage(phase: str) -> str:
+    """ "search (exploratory)", "race (exploratory)", "confirm"."""
+    return phase if phase == "confirm" else f"{phase} (exploratory)"
 
 
 def arm_line(arm: ArmProgress) -> str:

@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 NAME = 180  # characters of a run's name; MLflow takes 250
 NOTE = 7500  # characters of a description; MLflow takes 8000
 COLUMNS = 12  # of knobs in a list of runs
-DONE_AS = {"confirm": " (confirmed)", "race": " (race)"}
+DONE_AS = {"confirm": " (confirmed)", "race": " (race, exploratory)", "search": " (exploratory)"}
 
 
 def compact(value: Any) -> str:
@@ -47,17 +47,16 @@ def by_rank(knobs: Iterable[str]) -> list[str]:
 
 
 def name(row: Row, replicas: Sequence[Row] = ()) -> str:
-    """ "egd lr=0.7 wd=1e-4: 5/5 grokked, 1044 steps" of a row of `trials`; no more than the settings before its end.
+    """ "egd lr=0.7 wd=1e-4: 5/5 grokked, 1044 steps (confirmed)" of a row of `trials`; before its end the settings.
 
     The steps are Kaplan-Meier's median by the cap. Without one the name says how long was watched.
     """
     said = setting(row["arm"], json.loads(row["params_json"]))
-    phase = DONE_AS.get(row["phase"], "")
+    end = phase = ""
     if row["state"] == "failed":
         end = ": failed"
-    elif row["state"] != "ended" or not replicas:
-        end = ""
-    else:
+    elif row["state"] == "ended" and replicas:
+        phase = DONE_AS.get(row["phase"], "")
         cap = row["cap"]
         times = [_by(r["grok_step"], cap) for r in replicas]
         there = [time < math.inf for time in times]
@@ -91,12 +90,15 @@ def params(row: Row) -> dict[str, str]:
 
 
 def metrics(row: Row, replicas: Sequence[Row]) -> dict[str, float]:
-    """What is worth a chart by plain names, which MLflow puts first; the rest under detail/."""
+    """What is worth a chart by plain names, which MLflow puts first; the rest under detail/.
+
+    The first is the one that a comparison of runs opens with.
+    """
     cap = row["cap"]
     times = [time for r in replicas if (time := _by(r["grok_step"], cap)) < math.inf]
     found: dict[str, float | None] = {
-        "grokked": len(times) / len(replicas) if replicas else None,
         "median_grok_step": stats.median(times, [True] * len(times)) if times else None,
+        "grokked": len(times) / len(replicas) if replicas else None,
         "detail/seeds": len(replicas), "detail/grokked_seeds": len(times), "detail/cap": cap,
         "detail/objective": row["value"],
     }  # fmt: skip

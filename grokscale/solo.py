@@ -13,7 +13,7 @@ import torch
 from grokscale.entries import Registry
 from grokscale.outcomes import again, answers
 from grokscale.parts import write_part
-from grokscale.report.text import median
+from grokscale.report.beside import median
 from grokscale.report.words import count, grid, knobs, number
 from grokscale.spec import TrialSpec
 from grokscale.store import Store

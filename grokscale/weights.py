@@ -14,11 +14,11 @@ from grokscale import registry
 from grokscale.errors import GrokscaleError
 from grokscale.spec import TrialSpec
 from grokscale.store import Store
+from grokscale.store.kept import WEIGHTS
 from grokscale.tasks.base import Split
 from grokscale.train import Kept
 from grokscale.train.program import Program
 
-FOLDER = "weights"  # <root>/weights/<trial_id>/<seed>-<step>.pt: which step is final, the replica's row says
 ROWS = 2048  # of a split that are looked at together
 
 
@@ -59,7 +59,7 @@ class LoadedModel:
 
 def write_weights(store: Store, spec: TrialSpec, kept: Kept) -> Path:
     """Write the weights of a replica as tensors; a cut leaves nothing under the name."""
-    path = store.folder(FOLDER, spec.trial_id) / f"{kept.seed}-{kept.step}.pt"
+    path = store.folder(WEIGHTS, spec.trial_id) / f"{kept.seed}-{kept.step}.pt"
     content = {"params": {name: p.clone() for name, p in kept.params.items()}}
     if kept.learned is not None:
         content["learned"] = {"file": torch.frombuffer(bytearray(kept.learned), dtype=torch.uint8)}
@@ -86,7 +86,7 @@ def load_model(store: Store, trial_id: str, seed: int, step: int | None = None) 
         raise GrokscaleError(f"{store.root}: no replica of trial {trial_id} with seed {seed}")
     row = found[0]
     step = int(row["steps"]) if step is None else step
-    folder = None if store.local is None else store.local / FOLDER / trial_id
+    folder = None if store.local is None else store.local / WEIGHTS / trial_id
     there = [] if folder is None else [int(one.stem.rpartition("-")[2]) for one in folder.glob(f"{seed}-*.pt")]
     if folder is None or step not in there:
         kept = f"after {', '.join(map(str, sorted(there)))} steps" if there else "at no step"

@@ -141,3 +141,17 @@ def test_a_measure_is_an_endpoint_too(store: Store):
     assert (row["metric"], row["value"], row["up"], row["n"]) == ("way", pytest.approx(3), False, 3)
     with pytest.raises(GrokscaleError, match="arm 'plain' has no gone of seed 11"):
         asked(store, {"name": "final", "measure": "gone"})
+
+
+def test_p_of_several_arms_is_corrected_within_an_endpoint(tmp_path: Path):
+    store = Store(tmp_path)
+    store.append("plans", [plan({"plain": "t", "swift": "u", "third": "v"}, SEEDS, tau=100)])
+    for trial_id, values in (("t", PLAIN), ("u", SWIFT), ("v", {11: [0.2] * 4, 12: [0.2] * 4, 13: [0.2] * 4})):
+        put(store, trial_id, values)
+    rows = asked(store, {"name": "final", "metric": "test_acc"},
+                 {"name": "spread", "kind": "sd_ratio", "metric": "test_acc"})  # fmt: skip
+    final = {row["arm"]: (row["p"], row["p_holm"]) for row in rows if row["endpoint"] == "final"}
+    assert final == {"swift": (1.0, 1.0), "third": (0.25, 0.5)}
+    assert {row["p_holm"] for row in rows if row["endpoint"] == "spread"} == {None}
+    store.append("endpoints", [{**row, "version": "0"} for row in answers.compute_endpoints(store, "q")])
+    assert answers.endpoints(store, "q")[0]["p_holm"] == final["swift"][1]

@@ -12,19 +12,24 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from typer.testing import CliRunner
 
 from grokscale import report, track
+from grokscale.cli import app
 from grokscale.store import Store
 from tests import synthetic
 from tests.test_cli import GROKSCALE, environment
+from tests.test_stats_across import task
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install -e '.[dev]'")
-ARTIFACTS = Path(__file__).parent.parent / "artifacts"
+ROOT = Path(__file__).parent.parent
+ARTIFACTS = ROOT / "artifacts"
 PHONE = {"width": 390, "height": 844}
 A4 = {"width": 680, "height": 960}  # between the page's margins, in CSS pixels
 EVIL = "<script>window.hit = 1</script><img src=x onerror='window.hit = 2'>"
@@ -167,7 +172,51 @@ def test_a_report_on_paper(written: str, visit: Open) -> None:
     assert seen.page.pdf(format="A4").startswith(b"%PDF")
 
 
+# ---------------------------------------------------------------------------------------------- several sweeps
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Address of the page that `grokscale report SWEEP SWEEP ...` writes of eight tasks, one arm named by an attack."""
+    root = tmp_path_factory.mktemp("several")
+    store, speeds = Store(root / "runs"), (4, 2, 0.5, None, 3, 1.5, 2.2, 6)
+    ids = [task(store, i, speed, arms=("swift", EVIL)) for i, speed in enumerate(speeds)]
+    done = CliRunner().invoke(app, ["report", *ids, "--store", str(root / "runs"), "-o", str(root / "tasks.html")])
+    assert done.exit_code == 0, done.output
+    return (root / "tasks.html").as_uri()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_report_of_several_tasks(several: str, visit: Open, width: int, scheme: str) -> None:
+    seen = visit(several, {"width": width, "height": 844}, color_scheme=scheme)
+    assert seen.errors == [] and seen.requests == [several] and seen.overflow() == 0
+    (figure,) = seen.boxes("figure > svg")
+    assert figure["width"] > 250 and figure["height"] > 150 and figure["x"] + figure["width"] <= width
+    assert min(box["height"] for box in seen.boxes("figure svg text")) >= 7
+    colour = {"light": "rgb(254, 254, 254)", "dark": "rgb(20, 23, 28)"}[scheme]
+    assert seen.page.evaluate("getComputedStyle(document.body).backgroundColor") == colour
+    assert EVIL in seen.page.locator("main").inner_text()
+    assert seen.page.evaluate("[window.hit === undefined, document.scripts.length]") == [True, 0]
+    seen.keep(f"tasks-{scheme}-{width}")
+
+
 # ---------------------------------------------------------------------------------------------- MLflow's pages
+
+
+@contextmanager
+def served(sweep: str, root: Path) -> Iterator[str]:
+    """The address that `grokscale ui SWEEP` prints, while it serves."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [*GROKSCALE, "ui", sweep, "--port", str(port), "--store", str(root)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    assert server.stdout is not None
+    try:
+        yield next(line.split()[0] for line in server.stdout if line.startswith("http"))
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -180,16 +229,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert uri is not None
     synthetic.confirmed(other := Store(root / "other"), "tiny-99999999", experiment=experiment)
     track.sync(other, "tiny-99999999", uri)  # of the same name, so in the same list
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [*GROKSCALE, "ui", "tiny", "--port", str(port), "--store", str(root / "runs")]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
-    assert server.stdout is not None
-    try:
-        yield next(line.split()[0] for line in server.stdout if line.startswith("http"))
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.communicate(timeout=60)
+    with served("tiny", root / "runs") as address:
+        yield address
 
 
 def test_mlflow_lists_trials_as_results(pages: str, visit: Open) -> None:
@@ -216,3 +257,37 @@ def test_mlflow_lists_trials_as_results(pages: str, visit: Open) -> None:
     assert {urlsplit(url).hostname for url in seen.requests if url.startswith("http")} == {"127.0.0.1"}
     # MLflow asks who is logged in, which a server without logins answers with 404.
     assert [said for said in seen.errors if "404" not in said] == []
+
+
+# ---------------------------------------------------------------------------------------------- the quickstart
+
+SHORT = {"search.trials": 1, "search.seeds": 1, "race.seeds": 0, "confirm.seeds": 2, "horizon": 700}
+
+
+def test_the_quickstarts_report_and_its_runs(tmp_path: Path, visit: Open) -> None:
+    """The first experiment of the README, short of seeds and steps: swept, reported and served as a user would."""
+    runs, page = tmp_path / "runs", tmp_path / "report.html"
+    words = [word for key, value in SHORT.items() for word in ("--set", f"{key}={value}")]
+    for command in (["sweep", "experiments/quickstart.toml", *words], ["report", "quickstart", "-o", str(page)]):
+        done = subprocess.run(
+            [*GROKSCALE, *command, "--store", str(runs)], cwd=ROOT, env=environment(), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    seen = visit(page.as_uri(), PHONE)
+    assert seen.errors == [] and seen.requests == [page.as_uri()] and seen.overflow() == 0
+    assert "tuned SGD?" in seen.page.locator("h1").inner_text()
+    shown = seen.page.locator(".answer").inner_text()
+    assert shown.startswith(("egd", "No arm is shown"))  # two seeds may be too few, and say so
+    figures = seen.boxes("figure > svg")
+    assert len(figures) == 2 + 4  # bars, survival, the accuracies of four arms; one trial makes no landscape
+    assert all(box["width"] > 250 and box["height"] > 100 for box in figures)
+    seen.keep("quickstart-report")
+    with served("quickstart", runs) as address:
+        seen = visit(address, {"width": 2600, "height": 1000})  # a column that is out of sight is not in the page
+        seen.page.set_default_timeout(60_000)
+        seen.page.get_by_text("quickstart-").first.wait_for()
+        seen.page.get_by_role("gridcell").filter(has_text="quickstart-").get_by_role("button").first.click()
+        seen.page.get_by_text("egd-colnorm lr=0.0416 wd=0.01").first.wait_for()
+        header = " ".join(seen.page.locator("[role=columnheader]").all_inner_texts()).split()
+        assert {"lr", "wd", "grokked", "median_grok_step", "outcome"} <= set(header)
+        seen.keep("quickstart-runs")

@@ -339,7 +339,7 @@ def test_sweep_is_interrupted_resumed_and_read_again(folder: Path) -> None:
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
     assert started.stderr is not None
     lines = []
-    while not any(re.search(r"search 0/4 trials, \d", line) for line in lines):  # Ray is up, trials run
+    while not any(re.search(r"search \(exploratory\) 0/4 trials, \d", line) for line in lines):  # Ray is up, trials run
         lines.append(started.stderr.readline())
         assert lines[-1], "".join(lines)
     asked = time.monotonic()
@@ -387,7 +387,7 @@ def test_live_table_is_readable(width: int) -> None:
 
 def test_headline() -> None:
     said = live.headline("small", PROGRESS)
-    assert said == "small: search 42/60 trials, 0:42, about 1:20 left, 2 reused, 1 FAILED"
+    assert said == "small: search (exploratory) 42/60 trials, 0:42, about 1:20 left, 2 reused, 1 FAILED"
     assert live.headline("small", Progress("", "", "starting Ray")) == "small: starting Ray, 0:00"
     assert live.headline("small", PROGRESS, since=20).split(", ")[1:3] == ["1:02", "about 1:00 left"]
     assert [live.clock(s) for s in (0, 61.9, 3599, 3600, 11241)] == ["0:00", "1:01", "59:59", "1:00:00", "3:07:21"]
@@ -401,7 +401,8 @@ def test_plain_lines_say_changes_and_no_more() -> None:
         view(Progress("small-00000000", "race", "race: running", PROGRESS.arms, 60.0))
     lines = out.getvalue().splitlines()
     assert lines[0] == "small: starting" and len(lines) == 3
-    assert "none 12/30, 18/40 grokked, best 5,380" in lines[1] and lines[2].startswith("small: race 42/60")
+    assert "none 12/30, 18/40 grokked, best 5,380" in lines[1]
+    assert lines[2].startswith("small: race (exploratory) 42/60")
 
 
 def test_live_table_on_a_terminal_starts_and_ends_clean() -> None:

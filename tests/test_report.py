@@ -15,7 +15,7 @@ import pytest
 
 from grokscale import report, stats
 from grokscale.errors import InputError
-from grokscale.report import bars, curves, figures, text, view, words
+from grokscale.report import bars, beside, curves, figures, text, view, words
 from grokscale.store import Store
 from tests import synthetic
 from tests.synthetic import NEVER, SEEDS, TAU, grok_steps
@@ -309,6 +309,8 @@ def test_bars_are_the_stored_speed_ups_with_what_was_published(store: Store) -> 
     assert whiskers == [[stored[key]["lo"], stored[key]["hi"]] for key in order]
     diamonds = [line.get_xydata() for line in axes.lines if line.get_marker() == "D"]
     assert np.concatenate(diamonds).tolist() == [[5.0, 0.0], [2.5, 2.0]]  # pyright: ignore[reportArgumentType]
+    ends = [max(stored["swift", "steps"]["hi"], 5.0), stored["swift", "seconds"]["hi"]]
+    assert [one.xy[0] for one in axes.texts][:2] == ends  # a number stands clear of a diamond  # pyright: ignore
     page = Page(report.html(store))
     assert "Published values" in page.text and "table <2>" in page.text
     for row in shown.papers:
@@ -408,7 +410,7 @@ def test_page_escapes_names_and_shows_the_numbers_of_the_text(full: Store) -> No
     assert "groks &lt;sooner&gt;?" in source and "<sooner>" not in source
     shown = view.collect(full, "tiny")
     page = Page(source)
-    for row in text.speedup_table(shown)[1] + text.outcome_table(shown)[1] + text.time_table(shown)[1]:
+    for row in text.speedup_table(shown)[1] + beside.outcome_table(shown)[1] + beside.time_table(shown)[1]:
         for cell in row:
             assert cell in page.text
     assert "Search (exploratory)" in page.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 
 from grokscale.report import html, results_text
@@ -17,8 +18,20 @@ def test_the_practice_baseline_has_a_table_and_a_sentence(tmp_path: Path):
     assert "Speed-up over shaky, in practice the best of plain and shaky" in text
     assert "Over shaky, the practice baseline: " in " ".join(text.split())
     table = text.partition("Speed-up over shaky")[2].partition("\n\n")[0].splitlines()[3:]
-    assert [line.split()[0] for line in table if not line.startswith(" ")] == ["swift"]  # plain was a candidate
-    assert "Speed-up over plain" in html(store)
+    arm, bound = [line for line in table if not line.startswith(" ")]
+    assert arm.split()[:2] == ["swift", ">="]  # and no other: plain was a candidate
+    assert bound == "swift: a lower bound, 2 of the baseline's seeds did not grok by 16,384."
+    assert "Speed-up over plain" in html(store) and escape(bound) in html(store)
+
+
+def test_what_both_sides_lose_stands_beside_s_over_the_practice_baseline_too(tmp_path: Path):
+    store = Store(tmp_path)
+    times = {"swift": [synthetic.NEVER, *synthetic.grok_steps("swift")[1:]]}
+    experiment = {**synthetic.EXPERIMENT, "practice": ["plain", "shaky"]}
+    synthetic.confirmed(store, practice="shaky", experiment=experiment, times=times)
+    over = results_text(store).partition("Speed-up over shaky")[2].partition("\n\n")[0]
+    said = "swift: 1 of its seeds and 2 of the baseline's did not grok by 16,384; at tau/2 S is "
+    assert said in " ".join(over.split()) and escape(said) in html(store)
 
 
 def test_an_aa_check_says_that_it_is_one(tmp_path: Path):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from grokscale import answers, stats
 from grokscale.answers.tuning import at_edge, ranges
-from grokscale.report import results_text
+from grokscale.report import html, results_text
 from grokscale.store import Store
 from tests import synthetic
 from tests.rows import plan, replica, sweep, trial
@@ -159,3 +159,8 @@ def test_the_report_shows_flags_and_what_tuning_did(tmp_path: Path):
     assert "EXPLORATORY: S over plain by trials of tuning, on the seeds of the search" in text
     assert "arm    defaults  k = 2  k = 3\n" in text and "\nswift  lr 75 %, wd 25 %\n" in text
     assert "(range-limited: lr)" in text and max(map(len, text.splitlines())) <= 100
+    page = html(store)
+    badge = '<span class="badge">EXPLORATORY</span> '
+    assert f"{badge}S over plain by trials of tuning, on the seeds of the search." in page
+    assert f"{badge}Share of the search's variance by knob" in page and "lr 75 %, wd 25 %" in page
+    assert "range-limited: lr" in page and "<th>defaults</th><th>k = 2</th><th>k = 3</th>" in page

@@ -143,12 +143,14 @@ def test_settings_are_short_and_names_fit() -> None:
     none = rows.replica("t", 0, grok_step=None, diverged_step=None)
     steps = (1044, 900, 1044, 1100, 2001)
     five = [rows.grokked("t", seed, step, diverged_step=None) for seed, step in enumerate(steps)]
-    assert words.name(row, five) == "egd lr=0.7 wd=1e-4: 4/5 grokked, 1044 steps"
-    assert words.name(row, [none]) == "egd lr=0.7 wd=1e-4: 0/1 grokked by 2000"
+    assert words.name(row, five) == "egd lr=0.7 wd=1e-4: 4/5 grokked, 1044 steps (exploratory)"
+    assert words.name({**row, "phase": "race"}, five).endswith(" 1044 steps (race, exploratory)")
+    assert words.name({**row, "phase": "confirm", "state": "asked"}, five) == "egd lr=0.7 wd=1e-4"
+    assert words.name(row, [none]) == "egd lr=0.7 wd=1e-4: 0/1 grokked by 2000 (exploratory)"
     assert words.outcome(row, [none]) == "memorised" and words.outcome(row, five) == "partly"
     many = rows.trial("a" * 90, 0, "t", [1], params_json=json.dumps({f"knob{i}": 0.123 for i in range(30)}))
     assert len(words.name(many, five)) == words.NAME
-    assert words.name(many, five).endswith("…: 5/5 grokked, 1044 steps")
+    assert words.name(many, five).endswith("…: 5/5 grokked, 1044 steps (exploratory)")
 
 
 def test_a_server_leaves_the_addresses_of_its_runs_and_a_database_none(store: Store, uri: str, read: str) -> None:

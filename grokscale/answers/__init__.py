@@ -9,7 +9,7 @@ summary    outcomes, medians and delays, a row per arm
 tuning     flags of a search, S against the tuning budget, one-knob slices
 """
 
-from grokscale.answers.compare import compare, compute, speedups
+from grokscale.answers.compare import compare, compute, speedups, switched
 from grokscale.answers.curves import compute_endpoints, endpoints
 from grokscale.answers.papers import verdicts
 from grokscale.answers.sides import seeds_of
@@ -31,5 +31,6 @@ __all__ = [
     "seeds_of",
     "slices",
     "speedups",
+    "switched",
     "verdicts",
 ]

@@ -135,7 +135,7 @@ def clocks_of(base: Side, arm: Side, timings: Sequence[Row]) -> dict[str, Clocks
     found: dict[str, Clocks] = {"steps": (_steps, _steps)}
     if timed := _timed(base.trial_id, arm.trial_id, timings):
         on, off = ([timing[name] for timing in timed] for name in ("seconds_on", "seconds_off"))
-        found["seconds"] = _switched(base.rows, on[0], off[0]), _switched(arm.rows, on[1], off[1])
+        found["seconds"] = switched(base.rows, on[0], off[0]), switched(arm.rows, on[1], off[1])
     found["oracle"] = _oracle(base.rows), _oracle(arm.rows)
     if _counted(base.rows) and _counted(arm.rows):
         found["flops"] = _flops(base.rows), _flops(arm.rows)
@@ -152,7 +152,7 @@ def clock_of(one: Side, clock: str, timings: Sequence[Row] = ()) -> stats.Clock 
         case "flops":
             return _flops(one.rows) if _counted(one.rows) else None
     if timed := _timed(one.trial_id, one.trial_id, timings):
-        return _switched(one.rows, timed[0]["seconds_on"], timed[0]["seconds_off"])
+        return switched(one.rows, timed[0]["seconds_on"], timed[0]["seconds_off"])
     return None
 
 
@@ -160,7 +160,7 @@ def _steps(steps: stats.Floats) -> stats.Floats:
     return steps
 
 
-def _switched(rows: Sequence[Row], on: Any, off: Any) -> stats.Clock:
+def switched(rows: Sequence[Row], on: Any, off: Any) -> stats.Clock:
     """Steps -> price: `on` a step while the transform was on, `off` after that."""
     active = np.array([np.inf if row["active_steps"] is None else row["active_steps"] for row in rows])
 
@@ -184,7 +184,7 @@ def _counted(rows: Sequence[Row]) -> bool:
 def _flops(rows: Sequence[Row]) -> stats.Clock:
     """Steps -> flops of the oracle, and the transform's own while it was on."""
     oracle, own = (np.array([row[name] for row in rows]) for name in ("flops_per_step", "method_flops"))
-    return _switched(rows, oracle + own, oracle)
+    return switched(rows, oracle + own, oracle)
 
 
 def _timed(base: str, arm: str, timings: Sequence[Row]) -> tuple[Row, Row] | None:

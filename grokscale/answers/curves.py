@@ -25,6 +25,7 @@ def endpoints(store: Store, sweep: str | None = None) -> list[dict[str, Any]]:
     """The rows of `endpoints` that a finished sweep stored for its newest plan, else those of `compute_endpoints`.
 
     A published store has these rows, and not the curves that they were read from.
+    p_holm: p corrected for the arms that are compared in one endpoint with one baseline.
     """
     sweep_id = store.find_sweep(sweep)
     plan = newest_plan(store, sweep_id)
@@ -32,9 +33,18 @@ def endpoints(store: Store, sweep: str | None = None) -> list[dict[str, Any]]:
     asked = [table["name"] for table in json.loads(sweep_row(store, sweep_id)["experiment_json"]).get("endpoint", [])]
     if asked and {row["endpoint"] for row in kept} >= set(asked):
         order = list(json.loads(plan["winners_json"])) if plan else []
-        return sorted((row for row in kept if row["endpoint"] in asked), key=lambda row: (
-            asked.index(row["endpoint"]), row["baseline"], order.index(row["arm"])))  # fmt: skip
-    return compute_endpoints(store, sweep_id)
+        return _corrected(sorted((row for row in kept if row["endpoint"] in asked), key=lambda row: (
+            asked.index(row["endpoint"]), row["baseline"], order.index(row["arm"]))))  # fmt: skip
+    return _corrected(compute_endpoints(store, sweep_id))
+
+
+def _corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with p_holm, None where there is no p."""
+    for key in {(row["endpoint"], row["baseline"]) for row in rows}:
+        mine = [row for row in rows if (row["endpoint"], row["baseline"]) == key and row["p"] is not None]
+        for row, p in zip(mine, stats.holm([row["p"] for row in mine]), strict=True):
+            row["p_holm"] = p
+    return [{"p_holm": None, **row} for row in rows]
 
 
 def compute_endpoints(store: Store, sweep: str | None = None) -> list[dict[str, Any]]:

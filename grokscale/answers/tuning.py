@@ -21,7 +21,7 @@ def budget(store: Store, sweep: str | None = None) -> list[dict[str, Any]]:
     arm, k; s: exp of the difference of `stats.expected_best` of k of the trials; s_asked: with the best of the first
     k trials as they were asked, so that k = 1 compares the defaults, None where either side has none of them;
     n, n_base: trials there are; capped, capped_base: those of them that count as the horizon, which holds a small k
-    back.  [] while the baseline has no trial.
+    back; exploratory: always True, the seeds chose what they show.  [] while the baseline has no trial.
     """
     sweep_id = store.find_sweep(sweep)
     head, searched = sweep_row(store, sweep_id), trials(store, sweep_id)
@@ -30,7 +30,7 @@ def budget(store: Store, sweep: str | None = None) -> list[dict[str, Any]]:
     for arm, mine in searched.items():
         about = {
             "arm": arm, "n": len(mine), "n_base": len(base), "capped": sum(row["capped"] for row in mine),
-            "capped_base": sum(row["capped"] for row in base),
+            "capped_base": sum(row["capped"] for row in base), "exploratory": True,
         }  # fmt: skip
         left, right = ([row["value"] for row in of] for of in (base, mine))
         for k in range(1, min(len(left), len(right)) + 1):
@@ -42,7 +42,8 @@ def budget(store: Store, sweep: str | None = None) -> list[dict[str, Any]]:
 
 
 def slices(store: Store, sweep: str | None = None, *, capped: bool = False) -> list[dict[str, Any]]:
-    """One-knob slices of every search: a row per trial and searched knob: arm, number, knob, x, steps, capped.
+    """One-knob slices of every search: a row per trial and searched knob: arm, number, knob, x, steps, capped,
+    exploratory (always True).
 
     steps: exp of the objective, the geometric mean of the clamped validation grok steps.
     capped: with the trials that were stopped early too, whose steps are the horizon; they are marked.
@@ -51,15 +52,20 @@ def slices(store: Store, sweep: str | None = None, *, capped: bool = False) -> l
     found = []
     for arm, rows in trials(store, sweep_id).items():
         for row in (row for row in rows if capped or not row["capped"]):
-            about = {"arm": arm, "number": row["number"], "steps": math.exp(row["value"]), "capped": row["capped"]}
+            about = {"arm": arm, "number": row["number"], "steps": math.exp(row["value"]), "capped": row["capped"],
+                     "exploratory": True}  # fmt: skip
             found += [{**about, "knob": knob, "x": x} for knob, x in json.loads(row["params_json"]).items()]
     return found
 
 
 def importances(store: Store, sweep: str | None = None) -> list[dict[str, Any]]:
-    """What the search found each knob to matter, as the sweep stored it: arm, knob, share, trials; greatest first."""
+    """What the search found each knob to matter, as the sweep stored it: arm, knob, share, trials; greatest first.
+
+    exploratory: always True.
+    """
     rows = store.rows("importances", sweep_id=store.find_sweep(sweep))
-    return sorted(rows, key=lambda row: (row["arm"], -row["share"], row["knob"]))
+    marked = ({**row, "exploratory": True} for row in rows)
+    return sorted(marked, key=lambda row: (row["arm"], -row["share"], row["knob"]))
 
 
 def flags(store: Store, sweep: str | None = None) -> dict[str, list[str]]:

@@ -42,6 +42,7 @@ def store_check(
 def store_publish(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Another store: folder, s3:// or gs://.")],
     sweep: Annotated[list[str] | None, option("--sweep", help="Name or id; default all. Repeatable.")] = None,
+    weights: Annotated[bool, typer.Option("--weights", help="Kept weights too.")] = False,
     store: StorePath = None,
 ) -> None:
     """Copy what stands behind answers into another store: all but curves, measures and checkpoints.
@@ -52,8 +53,9 @@ def store_publish(
     from grokscale.store.publish import publish
 
     source, copy = open_store(store), Store(target)
-    for table, count in publish(source, copy, [source.find_sweep(name) for name in sweep or source.sweeps()]).items():
-        typer.echo(f"{table}: {count} rows")
+    ids = [source.find_sweep(name) for name in sweep or source.sweeps()]
+    for table, count in publish(source, copy, ids, weights=weights).items():
+        typer.echo(f"{table}: {count} {'files' if table == 'weights' else 'rows'}")
     copy.compact(grace=0)
 
 

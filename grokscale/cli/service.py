@@ -210,10 +210,11 @@ def _follow(store: Store, sweep_id: str, client: JobSubmissionClient | None) -> 
 
 
 def _table(one: Status) -> str:
+    from grokscale.live import stage
     from grokscale.report.words import grid, number
 
     rows = [
-        [a.phase, a.arm, f"{a.ended}/{a.asked}", str(a.failed), f"{a.grokked}/{a.replicas}",
+        [stage(a.phase), a.arm, f"{a.ended}/{a.asked}", str(a.failed), f"{a.grokked}/{a.replicas}",
          "-" if a.best is None else number(a.best)]
         for a in one.arms
     ]  # fmt: skip

@@ -25,6 +25,7 @@ NOTE = (
 )
 CLOCKS = ("steps", "seconds")
 FAINT = 0.35
+NEAR = 1.8  # times what lies outermost: as far as the number beside it reaches
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,12 @@ def draw(view: SweepView) -> Figure | None:
         figure, axes = canvas(5.2, 1.0 + 0.34 * len(lines))
         for i, (row, clock) in enumerate(lines):
             colour = look(view, view.arm(row["arm"]))[0]
-            _bar(axes, i, row, colour)
-            for claim in published:
-                if (claim.arm, claim.clock) == (row["arm"], clock):
-                    axes.plot(
-                        [claim.s], [i], marker="D", markersize=6, linestyle="none", markeredgewidth=1.3,
-                        markerfacecolor=PALETTE["paper"][0], markeredgecolor=PALETTE["ink"][0], zorder=4,
-                    )  # fmt: skip
+            claimed = [claim.s for claim in published if (claim.arm, claim.clock) == (row["arm"], clock)]
+            _bar(axes, i, row, colour, claimed)
+            axes.plot(
+                claimed, [i] * len(claimed), marker="D", markersize=6, linestyle="none", markeredgewidth=1.3,
+                markerfacecolor=PALETTE["paper"][0], markeredgecolor=PALETTE["ink"][0], zorder=4,
+            )  # fmt: skip
         axes.axvline(1, color=PALETTE["ink"][0], linewidth=1)
         low, high = _span([row for row, _ in lines], published)
         log_axis(axes, "x", low, high)
@@ -92,9 +92,12 @@ def draw(view: SweepView) -> Figure | None:
         return figure
 
 
-def _bar(axes: Axes, i: int, row: Row, colour: str) -> None:
-    """From 1 to S, with the interval as a whisker; the arrow of a bound points to where S may lie."""
-    s, sound = row["s"], text.sound(row)
+def _bar(axes: Axes, i: int, row: Row, colour: str, claimed: Sequence[float]) -> None:
+    """From 1 to S, with the interval as a whisker; the arrow of a bound points to where S may lie.
+
+    claimed: diamonds of this line, which the number gets out of the way of.
+    """
+    s, sound = 1.0 if text.undetermined(row) else row["s"], text.sound(row)
     height = 0.56 if row["clock"] == "steps" else 0.36
     axes.barh(i, s - 1, left=1, height=height, color=colour, alpha=0.75 if sound else FAINT, linewidth=0)
     ink = PALETTE["ink"][0]
@@ -105,8 +108,10 @@ def _bar(axes: Axes, i: int, row: Row, colour: str) -> None:
         axes.plot([row["hi"] if sound else s], [i], color=ink, marker=">", markersize=6, linestyle="none", zorder=3)
     side, room = ("left", 5) if s >= 1 else ("right", -5)
     at = (row["hi"] if s >= 1 else row["lo"]) if sound else s
+    at = (max if s >= 1 else min)([at, *(c for c in claimed if at / NEAR < c < at * NEAR)])
+    said = "neither groks" if text.undetermined(row) else ratio(s, 2)
     axes.annotate(
-        ratio(s, 2), (at, i), (room + (3 if row["bound"] == ">=" and s >= 1 else 0), 0), textcoords="offset points",
+        said, (at, i), (room + (3 if row["bound"] == ">=" and s >= 1 else 0), 0), textcoords="offset points",
         va="center", ha=side, fontsize=8,
     )  # fmt: skip
 
@@ -121,7 +126,7 @@ def _row(view: SweepView, arm: str, clock: str) -> Row:
 
 def _span(rows: Sequence[Row], published: Sequence[Claim]) -> tuple[float, float]:
     """Of the axis: all intervals, points and claims, and 1, with room for the numbers beside them."""
-    ends = [1.0, *(claim.s for claim in published), *(row["s"] for row in rows)]
+    ends = [1.0, *(claim.s for claim in published), *(row["s"] for row in rows if not text.undetermined(row))]
     ends += [row[end] for row in rows if text.sound(row) for end in ("lo", "hi")]
     known = [end for end in ends if end > 0 and math.isfinite(end)]
     return min(known) / 1.35, max(known) * 1.35

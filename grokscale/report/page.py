@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from grokscale.report import asked, figures, landscape, origins, text
+from grokscale.report import asked, beside, figures, landscape, origins, text
 from grokscale.report.pictures import Picture, pictures
 from grokscale.report.view import SweepView
 from grokscale.report.words import count, knobs, number
@@ -16,14 +16,18 @@ if TYPE_CHECKING:
 
 CSS = """
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:0 auto;padding:1rem;
-max-width:60rem;overflow-wrap:anywhere}
+max-width:68rem;overflow-wrap:anywhere}h1,p{max-width:60rem}
 h1{font-size:1.5rem;line-height:1.25;margin:.2rem 0}h2{font-size:1.15rem;margin:2rem 0 .5rem}
 .id{opacity:.75;margin:0}.answer{border-left:4px solid var(--a0);padding:.4rem .9rem;font-size:1.1rem}
 .warning{border-left:4px solid var(--a1);padding:.4rem .9rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
+.scroll{overflow-x:auto;background:linear-gradient(90deg,var(--paper) 40%,transparent) 0/2rem 100% no-repeat local,
+linear-gradient(270deg,var(--paper) 40%,transparent) 100%/2rem 100% no-repeat local,
+linear-gradient(90deg,var(--rule),transparent) 0/.7rem 100% no-repeat,
+linear-gradient(270deg,var(--rule),transparent) 100%/.7rem 100% no-repeat}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
 th,td{padding:.25rem .7rem;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}
 th:first-child,td:first-child,th.left,td.left{text-align:left}
-td.long{white-space:normal;min-width:12rem}th{vertical-align:bottom}
+td.long{white-space:normal;min-width:10rem}th{vertical-align:bottom}
 figure{margin:1rem 0;max-width:42rem}figure svg{width:100%;height:auto;display:block}
 figcaption{font-size:.9rem;opacity:.85}.note{font-size:.9rem;margin:.3rem 0}
 .exploratory{border-left:4px dashed var(--a1);padding-left:.7rem}
@@ -36,7 +40,8 @@ dd{margin:0}dt{font-weight:600}
 dd{margin-bottom:.4rem}}
 @page{margin:15mm}
 @media print{body{font-size:10pt;max-width:none;padding:0}h1{font-size:16pt}h2{font-size:12pt;break-after:avoid}
-.scroll{overflow:visible}th,td{padding:.1rem .3rem;white-space:normal;overflow-wrap:normal}table{font-size:8pt}
+.scroll{overflow:visible;background:none}table{font-size:8pt}
+th,td{padding:.1rem .3rem;white-space:normal;overflow-wrap:normal}
 td.long{min-width:0;overflow-wrap:anywhere}
 figure{max-width:125mm}figure,tr,.answer{break-inside:avoid}thead{display:table-header-group}
 details::details-content{content-visibility:visible;block-size:auto}summary{list-style:none}a{color:inherit}}
@@ -94,7 +99,7 @@ def _of(drawn: Sequence[Picture], section: str) -> list[str]:
 def _confirmed(view: SweepView, drawn: Sequence[Picture]) -> list[str]:
     parts = []
     if view.speedups:
-        table = tabled(text.speedup_table(view), left=1)
+        table = tabled(text.speedup_table(view), left=(1,))
         parts.append(f"<h2>Speed-up over {escape(view.baseline)}</h2>{table}")
         parts += [f'<p class="note">{escape(note)}</p>' for note in text.speedup_notes(view)]
         parts += _of(drawn, "speedups")
@@ -102,13 +107,16 @@ def _confirmed(view: SweepView, drawn: Sequence[Picture]) -> list[str]:
     if any(arm.rows for arm in view.arms):
         parts += _section("Time to grok", _of(drawn, "survival"))
         if view.speedups:
-            parts.append(f"<h2>Beside it, in steps</h2>{tabled(text.beside_table(view))}")
-        parts.append(f"<h2>Outcomes by {number(view.tau)} steps</h2>{tabled(text.outcome_table(view))}")
-        parts.append(f"<h2>Medians (Kaplan-Meier)</h2>{tabled(text.time_table(view))}")
+            parts.append(f"<h2>Beside it, in steps</h2>{tabled(beside.beside_table(view))}")
+            if (saved := beside.delay_table(view))[1]:
+                parts.append(f"<h2>{escape(text.delay_title(view))}</h2>{tabled(saved)}")
+                parts.append('<p class="note">Paired over the seeds where both sides grokked.</p>')
+        parts.append(f"<h2>Outcomes by {number(view.tau)} steps</h2>{tabled(beside.outcome_table(view))}")
+        parts.append(f"<h2>Medians (Kaplan-Meier)</h2>{tabled(beside.time_table(view))}")
     if view.arms:
         flags = text.edges(view)
         rows = [[arm.name, knobs(arm.settings), flags.get(arm.name, ""), arm.trial_id] for arm in view.arms]
-        table = tabled((["arm", "settings", "", "trial"], rows), left=1)
+        table = tabled((["arm", "settings", "flags" if flags else "", "trial"], rows), left=(1, 2))
         parts.append(f"<h2>Settings</h2>{table}")
     return parts
 
@@ -118,18 +126,20 @@ def _asked(view: SweepView) -> list[str]:
     parts = []
     if over := text.practice_view(view):
         parts.append(f"<h2>Speed-up over {escape(over.baseline)}, in practice</h2>")
-        parts.append(tabled(text.speedup_table(over), left=1))
+        parts.append(tabled(text.speedup_table(over), left=(1,)))
+        parts += [f'<p class="note">{escape(note)}</p>' for note in text.censoring_notes(over)]
     if isinstance(view.endpoints, str):
         parts.append(f'<p class="note">Endpoints: not yet. {escape(view.endpoints)}</p>')
     else:
         for baseline in dict.fromkeys(row["baseline"] for row in view.endpoints):
             table = asked.endpoint_table([row for row in view.endpoints if row["baseline"] == baseline])
-            parts.append(f"<h2>Endpoints over {escape(baseline)}</h2>{tabled(table)}")
+            parts.append(f"<h2>Endpoints over {escape(baseline)}</h2>{tabled(table, left=(1, 2, 5))}")
             parts.append('<p class="note">Above 0, or above 1x, is better.</p>')
     if view.papers:
         header, rows = asked.paper_table(view.papers)
         lines = [[row["id"], row["source"], *cells[1:]] for row, cells in zip(view.papers, rows, strict=True)]
-        parts.append(f"<h2>Published values</h2>{tabled(([header[0], 'source', *header[1:]], lines), left=1)}")
+        table = tabled(([header[0], "source", *header[1:]], lines), left=(1, len(header)))
+        parts.append(f"<h2>Published values</h2>{table}")
         parts += [f'<p class="note">{escape(row["id"])}: {escape(row["why"])}</p>' for row in view.papers if row["why"]]
     return parts
 
@@ -138,11 +148,23 @@ def _search(view: SweepView, drawn: Sequence[Picture]) -> list[str]:
     """The best trial of each arm's search and the landscape, labelled as what they are."""
     header, rows = text.search_table(view)
     if not rows:
-        return []
+        return _tuning(view)
     note = f'<p class="note">{BADGE}The best trial of each arm, on the seeds that chose it: no speed-up here.</p>'
     found = _of(drawn, "search")
     more = [f'<p class="note">{BADGE}{escape(landscape.NOTE)}</p>', *found] if found else []
-    return [f"<h2>Search (exploratory)</h2>{note}{tabled((header, rows))}", *more]
+    return [f"<h2>Search (exploratory)</h2>{note}{tabled((header, rows))}", *more, *_tuning(view)]
+
+
+def _tuning(view: SweepView) -> list[str]:
+    """What tuning did: S by the trials that either side may tune with, and which knobs mattered."""
+    parts = []
+    if (table := text.budget_table(view))[1]:
+        said = f"S over {view.baseline} by trials of tuning, on the seeds of the search."
+        parts.append(f'<p class="note">{BADGE}{escape(said)}</p>{tabled(table)}')
+    if (table := text.importance_table(view))[1]:
+        said = "Share of the search's variance by knob, capped trials left out."
+        parts.append(f'<p class="note">{BADGE}{said}</p>{tabled(table, left=(1,))}')
+    return parts
 
 
 def _configurations(store: Store, view: SweepView) -> list[str]:
@@ -150,7 +172,7 @@ def _configurations(store: Store, view: SweepView) -> list[str]:
     if not lines:
         return []
     urls = {cells[-1]: url for cells, url in lines if url is not None}
-    table = tabled((origins.HEAD, [cells for cells, _ in lines]), left=3, urls=[url for _, url in lines])
+    table = tabled((origins.HEAD, [cells for cells, _ in lines]), left=(3,), urls=[url for _, url in lines])
     left = f'<p class="note">And {more:,} more: grokscale results {escape(view.sweep_id)} --rows trials.</p>'
     said = f"{count(len(lines), 'configuration')}{', each linked to its MLflow run' if urls else ''}"
     parts = [f"<h2>Configurations</h2><details><summary>{said}</summary>{table}{left if more else ''}</details>"]
@@ -169,13 +191,13 @@ def _figure(one: Picture, prefix: str) -> str:
     return f"<figure{kind}>{svg}<figcaption>{badge}{escape(one.caption)}</figcaption></figure>"
 
 
-def tabled(table: text.Table, left: int | None = None, urls: Sequence[str | None] = ()) -> str:
-    """A table in HTML. left: a column of words, wrapped where it is long.  urls: of each row's last cell."""
+def tabled(table: text.Table, left: Sequence[int] = (), urls: Sequence[str | None] = ()) -> str:
+    """A table in HTML. left: columns of words, wrapped where they are long.  urls: of each row's last cell."""
 
     def row(cells: Sequence[str], tag: str, url: str | None = None) -> str:
         out = []
         for i, cell in enumerate(cells):
-            kind = "" if i != left else ' class="left long"' if len(cell) > 30 else ' class="left"'
+            kind = "" if i not in left else ' class="left long"' if len(cell) > 30 else ' class="left"'
             inner = escape(cell)
             if url is not None and i == len(cells) - 1:
                 inner = f'<a href="{escape(url)}">{inner}</a>'

@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from grokscale import stats
 from grokscale.report import asked, maps
-from grokscale.report.view import NEVER, OUTCOMES, Row, SweepView, best_trials, collect
+from grokscale.report.beside import beside_table, delay_table, outcome_table, time_table
+from grokscale.report.view import Row, SweepView, best_trials, collect, of_clock
 from grokscale.report.words import (
     WIDTH,
     count,
@@ -64,9 +63,12 @@ def render(view: SweepView) -> str:
         notes = [line for note in speedup_notes(view) for line in wrapped(note, "  ")]
         blocks.append("\n".join([_titled(head, speedup_table(view), "<<><>>>"), *notes]))
         blocks.append(_titled("Beside it, in steps", beside_table(view), "<>>>>"))
+        if (saved := delay_table(view))[1]:
+            blocks.append(_titled(f"{delay_title(view)}, where both of a pair grokked", saved, "<>>>"))
     if over := practice_view(view):
         head = f"Speed-up over {over.baseline}, in practice the best of {listing(view.experiment['practice'])}"
-        blocks.append(_titled(head, speedup_table(over), "<<><>>>"))
+        notes = [line for note in censoring_notes(over) for line in wrapped(note, "  ")]
+        blocks.append("\n".join([_titled(head, speedup_table(over), "<<><>>>"), *notes]))
     blocks += asked.blocks(view.endpoints, view.papers)
     if any(arm.rows for arm in view.arms):
         blocks.append(_titled(f"Outcomes by tau = {number(view.tau)} steps", outcome_table(view), "<>>>>>>"))
@@ -150,14 +152,18 @@ def _censored(row: Row) -> str:
     return f"{arm} censored, {base} of the baseline's" if arm or base else "none censored on either side"
 
 
-def of_clock(view: SweepView, clock: str) -> list[Row]:
-    """The speed-ups on one clock, the greatest first."""
-    return sorted((row for row in view.speedups if row["clock"] == clock), key=lambda r: (-r["s"], r["arm"]))
-
-
 def sound(row: Row) -> bool:
     """Is the interval more than (0, inf)? It takes two pairs at least, and something that grokked."""
     return row["lo"] > 0 and math.isfinite(row["hi"])
+
+
+def undetermined(row: Row) -> bool:
+    """Did nothing grok on either side? S is then the ratio of the horizons, and says nothing."""
+    return row["success_base"] == 0 and row["success_arm"] == 0
+
+
+def _s(row: Row) -> str:
+    return "-" if undetermined(row) else _bound(row) + ratio(row["s"], 2)
 
 
 def holm(rows: Sequence[Row]) -> dict[str, float]:
@@ -179,11 +185,15 @@ def speedup_table(view: SweepView) -> Table:
             if row is None or (clock in ("oracle", "flops") and _as_steps(view, row)):
                 continue
             rows.append([
-                short(arm) if clock == "steps" else "", direction(row), _bound(row) + ratio(row["s"], 2),
+                short(arm) if clock == "steps" else "", direction(row), _s(row),
                 interval(row), str(row["n"]), f"{row['censored_arm']}/{row['censored_base']}",
-                pvalue(holm(of_all)[arm]),
+                "-" if undetermined(row) else pvalue(holm(of_all)[arm]),
             ])  # fmt: skip
     return ["arm", "", "S", "95 % interval", "n", "censored", "p (Holm)" if len(arms) > 1 else "p"], rows
+
+
+def delay_title(view: SweepView) -> str:
+    return f"Delay from fitting to grokking, saved over {short(view.baseline)}"
 
 
 def _as_steps(view: SweepView, row: Row) -> bool:
@@ -193,60 +203,25 @@ def _as_steps(view: SweepView, row: Row) -> bool:
 
 
 def speedup_notes(view: SweepView) -> list[str]:
-    """What has to stand beside S: what it is, and the second horizon where both sides are censored."""
-    tau = number(view.tau)
+    """What has to stand beside S: what it is, and what censoring does to it."""
     notes = ["S: geometric mean over seeds of baseline / arm, each at most tau. censored: arm/baseline."]
     if view.experiment.get("aa"):
         notes.append("A/A: one method against itself on seeds of its own, so the interval should cover 1.")
+    return notes + censoring_notes(view)
+
+
+def censoring_notes(view: SweepView) -> list[str]:
+    """Which S are bounds, and S at half the horizon with both counts where both sides are censored."""
+    tau, notes = number(view.tau), []
     for row in of_clock(view, "steps"):
         arm, ours, theirs = short(row["arm"]), row["censored_arm"], row["censored_base"]
         if ours and theirs:
-            half = "" if row["s_half"] is None else f"; at tau/2 S is {ratio(row['s_half'], 2)}"
+            half = "" if row["s_half"] is None or undetermined(row) else f"; at tau/2 S is {ratio(row['s_half'], 2)}"
             both = f"{ours} of its seeds and {theirs} of the baseline's"
             notes.append(f"{arm}: {both} did not grok by {tau}{half}.")
         elif row["bound"] == ">=":
             notes.append(f"{arm}: a lower bound, {theirs} of the baseline's seeds did not grok by {tau}.")
     return notes
-
-
-def beside_table(view: SweepView) -> Table:
-    """RMST ratio with its interval, P(sooner), log-rank p and the pairs' correlation, a line per arm."""
-    rows = []
-    for row in of_clock(view, "steps"):
-        cost = "-" if row["rmst_ratio"] is None else ratio(row["rmst_ratio"], 2)
-        lo, hi = row["rmst_lo"], row["rmst_hi"]
-        if lo is not None and hi is not None and math.isfinite(hi):
-            cost += f" [{ratio(lo, 2)}, {ratio(hi, 2)}]"
-        corr = "-" if row["corr"] is None else f"{row['corr']:.2f}"
-        rows.append([short(row["arm"]), cost, f"{row['p_sooner']:.2f}", pvalue(row["logrank_p"]), corr])
-    return ["arm", "mean cost (RMST) ratio", "P(sooner)", "log-rank p", "pairs' correlation"], rows
-
-
-def outcome_table(view: SweepView) -> Table:
-    """How many seeds of an arm ended how, and the share that grokked with Wilson's interval."""
-    rows = []
-    for arm in view.arms:
-        counts, n, share = arm.outcomes(view.tau), len(arm.rows), "-"
-        if n:
-            lo, hi = stats.wilson(counts["grokked"], n)
-            share = f"{100 * counts['grokked'] / n:.0f} % [{100 * lo:.0f}, {100 * hi:.0f}]"
-        asked = "" if n == arm.wanted else f" of {arm.wanted}"
-        rows.append([short(arm.name), f"{n}{asked}", *(str(counts[outcome]) for outcome in OUTCOMES), share])
-    return ["arm", "n", *OUTCOMES, "success (95 %)"], rows
-
-
-def time_table(view: SweepView) -> Table:
-    """Median steps to grok, to fit, and between the two; time of a step alone, and of the median grok."""
-    rows = []
-    for arm in (arm for arm in view.arms if arm.rows):
-        times = arm.times("grok_step", view.tau), arm.times("fit_step", view.tau), arm.delays(view.tau)
-        middle = [median(t) for t in times]
-        on = None if arm.timing is None else arm.timing["seconds_on"]
-        steps = [f"> {number(view.tau)}" if m is None else number(m) for m in middle]
-        step = "-" if on is None else f"{1e3 * on:.3g} ms"
-        took = "-" if on is None or middle[0] is None else f"{middle[0] * on:,.3g} s"
-        rows.append([short(arm.name), *steps, step, took])
-    return ["arm", "grok step", "fit step", "delay", "time a step", "time to grok"], rows
 
 
 def search_table(view: SweepView) -> Table:
@@ -293,6 +268,15 @@ def budget_table(view: SweepView) -> Table:
     return ["arm", "defaults", *(f"k = {k}" for k in kept)], rows
 
 
+def importance_table(view: SweepView) -> Table:
+    """Which knobs the objective hung on, a line per arm that a search says something about."""
+    rows = [
+        [name, ", ".join(f"{knob} {100 * share:.0f} %" for knob, share in shares.items())]
+        for name, shares in view.importances.items()
+    ]
+    return ["arm", "knobs"], rows
+
+
 def search_blocks(view: SweepView) -> list[str]:
     """What tuning did: S by the budget, and which knobs mattered. Exploratory."""
     blocks = []
@@ -300,11 +284,10 @@ def search_blocks(view: SweepView) -> list[str]:
     if rows:
         head = f"EXPLORATORY: S over {view.baseline} by trials of tuning, on the seeds of the search"
         blocks.append(_titled(head, (header, rows), "<" + ">" * (len(header) - 1)))
-    if view.importances:
-        width = max(len(short(name)) for name in view.importances) + 2
+    if shares := importance_table(view)[1]:
+        width = max(len(short(name)) for name, _ in shares) + 2
         lines = ["EXPLORATORY: share of the search's variance by knob"]
-        for name, shares in view.importances.items():
-            text = ", ".join(f"{knob} {100 * share:.0f} %" for knob, share in shares.items())
+        for name, text in shares:
             lines += textwrap.wrap(f"{short(name):<{width}}{text}", WIDTH, subsequent_indent=" " * width)
         blocks.append("\n".join(lines))
     return blocks
@@ -355,7 +338,8 @@ def _budget(view: SweepView) -> str:
         if rows:
             arms = [t["arm"] for t in rows]
             each, seeds = span([arms.count(arm) for arm in arms]), span([len(t["seeds"]) for t in rows])
-            parts.append(f"{phase} {each} trials an arm x {seeds} seeds")
+            plural = ["" if n == "1" else "s" for n in (each, seeds)]
+            parts.append(f"{phase} {each} trial{plural[0]} an arm x {seeds} seed{plural[1]}")
     failed = sum(t["state"] == "failed" for t in view.trials)
     if failed:
         parts.append(f"{count(failed, 'trial')} failed")
@@ -374,8 +358,9 @@ def _optimiser(table: Mapping[str, Any]) -> str:
 def _schedule(every: Mapping[str, Any]) -> str:
     if every.get("epoch"):
         return "every epoch, on the full splits"
+    steps = f"max({every['min']}, {100 * every['every']:g} %)" if every["every"] else str(every["min"])
     return (
-        f"every max({every['min']}, {100 * every['every']:g} %) steps on {every['examples']:,} examples of "
+        f"every {steps} steps on {every['examples']:,} examples of "
         "each split, in full at a crossing and at the end"
     )
 
@@ -387,6 +372,8 @@ def direction(row: Row) -> str:
     """A speed-up with its direction: "1.9x fewer steps"."""
     unit, fewer, more = CLOCKS[row["clock"]]
     s = row["s"]
+    if undetermined(row):
+        return "neither groks"
     return f"{_bound(row)}{ratio(s)}x {fewer} {unit}" if s >= 1 else f"{ratio(1 / s)}x {more} {unit}"
 
 
@@ -397,12 +384,6 @@ def _bound(row: Row) -> str:
 def interval(row: Row) -> str:
     """ "3.07 to 4.91", or - where there is none."""
     return f"{ratio(row['lo'], 2)} to {ratio(row['hi'], 2)}" if sound(row) else "-"
-
-
-def median(times: np.ndarray) -> float | None:
-    """Kaplan-Meier's median of times that are inf where never; None if fewer than half got there."""
-    event = times < NEVER
-    return stats.median(np.where(event, times, np.max(times[event], initial=1.0)), event)
 
 
 def wrapped(text: str, indent: str = "") -> list[str]:

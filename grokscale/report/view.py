@@ -56,6 +56,13 @@ class ArmView:
             [max(0.0, g - f) if g < NEVER and f < NEVER else NEVER for g, f in zip(grok, fit, strict=True)]
         )
 
+    def seconds(self, tau: float) -> np.ndarray:
+        """(n,) solo seconds to grok per seed; inf where it did not by tau. Needs `timing`."""
+        assert self.timing is not None
+        times = self.times("grok_step", tau)
+        price = answers.switched(self.rows, self.timing["seconds_on"], self.timing["seconds_off"])
+        return np.where(times < NEVER, price(np.minimum(times, tau)), NEVER)
+
     def outcomes(self, tau: float) -> dict[str, int]:
         """How many seeds ended in each of OUTCOMES by tau."""
         counts = dict.fromkeys(OUTCOMES, 0)
@@ -158,6 +165,11 @@ def outcome_by(row: Row, tau: float) -> str:
     if _by(row["diverged_step"], tau) < NEVER:
         return "diverged"
     return "memorised" if _by(row["fit_step"], tau) < NEVER else "unfitted"
+
+
+def of_clock(view: SweepView, clock: str) -> list[Row]:
+    """The speed-ups on one clock, the greatest first."""
+    return sorted((row for row in view.speedups if row["clock"] == clock), key=lambda r: (-r["s"], r["arm"]))
 
 
 def best_trials(view: SweepView) -> list[Row]:

@@ -1,4 +1,4 @@
-"""What is in the tables' folders and should not be, or should be and is not; set aside on request.
+"""What is in the tables' folders and should not be, or should be and is not; set aside on request. Weights too.
 
 Nothing is ever deleted: --repair moves files into quarantine/<table>/ under the root. Where a generation has lost
 a piece or its manifest, a new manifest takes in all pieces that can be read, and every part that is still there
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from grokscale.errors import GrokscaleError
-from grokscale.store import generations
+from grokscale.store import generations, kept
 from grokscale.store.files import PART, Files, NewerSchema, StoreWarning
 from grokscale.store.generations import LEASE, MANIFEST, PIECE, Manifest, Piece, folder, latest
 from grokscale.store.reading import Reader
@@ -48,7 +48,8 @@ class Finding:
 def check(files: Files, *, repair: bool, grace: float) -> list[Finding]:
     """The findings of all tables; with `repair` the files are set aside. Raises GrokscaleError."""
     before = time.time() - grace
-    attempts = _attempts(files)
+    replicas = _replicas(files)
+    attempts = None if replicas is None else lambda rows: matching(rows, replicas, ATTEMPT).num_rows
     findings: list[Finding] = []
     for table in SCHEMAS:
         found = [*_in_parts(files, table, before, attempts), *_in_generations(files, table, before)]
@@ -60,7 +61,15 @@ def check(files: Files, *, repair: bool, grace: float) -> list[Finding]:
                 _anew(files, table, last)
                 found = [replace(finding, done=finding.done or _ANEW in finding.action) for finding in found]
         findings += found
-    return findings
+    weights = [Finding(*found) for found in _in_weights(files, before, replicas)]
+    return findings + [_aside(files, finding) if repair else finding for finding in weights]
+
+
+def _in_weights(files: Files, before: float, replicas: pa.Table | None) -> Iterator[tuple[str, str, str]]:
+    """Findings among kept weights, which only a folder has."""
+    if files.local is not None:
+        columns = None if replicas is None else [replicas[name].to_pylist() for name in ("trial_id", "seed")]
+        yield from kept.findings(files.local, before, None if columns is None else set(zip(*columns, strict=True)))
 
 
 _ANEW = "make a new manifest of what is there"
@@ -145,15 +154,14 @@ def _retired(files: Files, table: str) -> set[str]:
         return set()  # the manifest is a finding of its own
 
 
-def _attempts(files: Files) -> Callable[[pa.Table], int] | None:
-    """How many rows of a large table belong to a replica; None where the replicas cannot be read."""
+def _replicas(files: Files) -> pa.Table | None:
+    """The attempts that count; None where the replicas cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", StoreWarning)  # what is wrong with them are findings
-            replicas = Reader(files, "replicas", keep=True).rows({}).select(ATTEMPT)
+            return Reader(files, "replicas", keep=True).rows({}).select(ATTEMPT)
     except GrokscaleError:
         return None
-    return lambda rows: matching(rows, replicas, ATTEMPT).num_rows
 
 
 def _age(name: str) -> float:
@@ -165,10 +173,10 @@ def _aside(files: Files, finding: Finding) -> Finding:
     """Moves the file, under a name that is free; a finding without a file to move is left as it is."""
     if not finding.action.startswith("move"):
         return finding
-    name = finding.path.rsplit("/", 1)[1]
-    table = finding.path.split("/", 1)[0]
-    to = f"{QUARANTINE}/{table}/{name.lstrip('.')}"
-    if name.lstrip(".") in files.list(f"{QUARANTINE}/{table}"):
+    place, _, name = finding.path.rpartition("/")
+    place = f"{QUARANTINE}/{place.removesuffix('/generations')}"
+    to = f"{place}/{name.lstrip('.')}"
+    if name.lstrip(".") in files.list(place):
         to += f".{uuid.uuid4().hex[:8]}"
     files.move(finding.path, to)
     return replace(finding, done=True)

@@ -1,4 +1,7 @@
-"""A copy of what stands behind some sweeps' answers, small enough for a repository: no curves, no checkpoints."""
+"""A copy of what stands behind some sweeps' answers, small enough for a repository: no curves, no checkpoints.
+
+Kept weights come along on request.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from grokscale.store import kept
 from grokscale.store.schemas import RULES
 
 if TYPE_CHECKING:
@@ -16,15 +20,19 @@ if TYPE_CHECKING:
 BY_SWEEP = ("plans", "importances", "endpoints", "speedups", "sweeps")
 
 
-def publish(source: Store, target: Store, sweeps: Iterable[str]) -> dict[str, int]:
+def publish(source: Store, target: Store, sweeps: Iterable[str], *, weights: bool = False) -> dict[str, int]:
     """Append to `target` what `source` has of these sweeps and `target` has not; rows appended, by table.
 
     sweeps: ids.  Replicas and timings go by the sweeps' trials; `curves` and `measures` stay where they are.
+    weights: kept weights too, counted as files, under "weights"; before the rows, so that no row is there without.
+    Raises GrokscaleError where weights are asked for and a store is no folder.
     """
     added: dict[str, int] = {}
     for sweep_id in sweeps:
         trials = source.trials(sweep_id=sweep_id)
         ids = sorted(set(trials["trial_id"].to_pylist()))
+        if weights:
+            added[kept.WEIGHTS] = added.get(kept.WEIGHTS, 0) + kept.copy(source.local, target.local, ids)
         for table in ("replicas", "timings"):
             _add(added, target, table, source.table(table, trial_id=ids), trial_id=ids)
         _add(added, target, "trials", trials, sweep_id=sweep_id)
