@@ -1,12 +1,12 @@
 # make demo: one question answered, from an empty machine.  make test: linters, types, the whole suite.
-# make test-faults: hosts that break, at many moments of a sweep each (MOMENTS); wants root, for namespaces.
+# make test-faults: hosts that break, FAULTS times in all, at drawn moments of sweeps; wants root, for namespaces.
 # make bench: speed, side by side with the ordinary way; wants an idle machine.
 # Both set up .venv once, with the versions of constraints.txt. PIP_ARGS goes to pip, for example an index that has
 # builds of torch without CUDA, which are a tenth of the size.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_ARGS ?=
-MOMENTS ?= 20
+FAULTS ?= 200
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -19,7 +19,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-faults: $(READY)
-	GROKSCALE_FAULT_MOMENTS=$(MOMENTS) $(BIN)/python -m pytest -m fault tests/faults $(PYTEST_ARGS)
+	GROKSCALE_FAULTS=$(FAULTS) $(BIN)/python -m pytest -m fault tests/faults $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

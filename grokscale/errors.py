@@ -28,6 +28,10 @@ class InputError(GrokscaleError):
         return type(self), (self.problems,)
 
 
+class StoreError(GrokscaleError):
+    """The store's disk or bucket does not take what is written: no fault of the trial that wrote it."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> list[str]:
     """All of `allowed`, the one most like `name` first; ties in the order given.
 

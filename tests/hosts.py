@@ -99,6 +99,15 @@ class Network:
     def address(self, n: int) -> str:
         return f"{self.net}.{n}"
 
+    @contextlib.contextmanager
+    def cut(self, n: int) -> Iterator[None]:
+        """Host n has no link to the others."""
+        self._ip("link", "set", f"{self.space(n)}v", "down")
+        try:
+            yield
+        finally:
+            self._ip("link", "set", f"{self.space(n)}v", "up")
+
     def close(self) -> None:
         for n in range(1, self.hosts + 1):
             with contextlib.suppress(OSError):
@@ -195,10 +204,32 @@ class RayHosts:
 
     def workers(self, n: int) -> list[int]:
         """Processes of node n that train."""
+        return self._called(n, b"ray::SweepTrainable")
+
+    def raylets(self, n: int) -> list[int]:
+        """Ray's own process of node n, while there is one."""
+        return self._called(n, b"/raylet/raylet\0")
+
+    def drivers(self, n: int) -> list[int]:
+        """Sweeps' drivers on node n."""
+        return self._called(n, b"grokscale.cli\0sweep")
+
+    def zombies(self) -> list[int]:
+        """Processes that have ended and that their parent, one of ours, has not asked about."""
+        found = []
+        ours = {pid for n in self.nodes for pid in marked(self.mark(n))}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                state, parent = path.read_text().rpartition(")")[2].split()[:2]
+                if state == "Z" and int(parent) in ours:
+                    found.append(int(path.parent.name))
+        return found
+
+    def _called(self, n: int, words: bytes) -> list[int]:
         found = []
         for pid in marked(self.mark(n)):
             with contextlib.suppress(OSError):
-                if b"ray::SweepTrainable" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if words in Path(f"/proc/{pid}/cmdline").read_bytes():
                     found.append(pid)
         return found
 

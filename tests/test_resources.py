@@ -8,19 +8,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.tune.search import Searcher
 
 from grokscale import registry
-from grokscale.errors import GrokscaleError, InputError
+from grokscale.errors import GrokscaleError, InputError, StoreError
 from grokscale.spec import parse, seed_for
 from grokscale.store import Store
 from grokscale.sweep import SweepInterrupted, run_sweep
 from grokscale.train import sharded, train
-from grokscale.tuner import Cluster
+from grokscale.tuner import DEATHS, FAILURES, Cluster, _Searcher
 from grokscale.worker import Work, out_of_memory, places
 from tests.fakes import basic
 from tests.fakes import registry as fakes
@@ -206,24 +208,53 @@ def test_a_limit_of_device_hours_ends_in_order(ray_here: None, tmp_path: Path) -
     assert resolve(limits={"device_hours": 1.0, "trials": 3}).sweep_id == resolve().sweep_id
 
 
-def test_a_job_that_tune_gives_up_too_soon_is_tried_again() -> None:
-    """Tune gives a trial up, attempts left or not, when its dead process is reported once more while it waits."""
-    from grokscale.tuner import ATTEMPTS, _Searcher
+class _Desk:
+    """Has one job, and remembers what became of it."""
 
-    class Desk:
-        name, through = "one", False
-        jobs: ClassVar[list[Any]] = [("job", {"job": 1})]
-        said: ClassVar[list[Any]] = []
+    name, through = "one", False
 
-        def take(self) -> Any:
-            return self.jobs.pop() if self.jobs else None
+    def __init__(self) -> None:
+        self.jobs: list[Any] = [(("search", "plain", 0), {"job": 1})]
+        self.said: list[Any] = []
 
-        def failed(self, key: Any, error: str) -> None:
-            self.said.append((key, error))
+    def take(self) -> Any:
+        return self.jobs.pop() if self.jobs else None
 
-    searcher = _Searcher(Desk(), lambda: False)  # pyright: ignore[reportArgumentType]
-    assert searcher.suggest("a") == {"job": 1} and searcher.suggest("b") is None
-    assert searcher.failed("a", 2, "died twice")
-    assert searcher.suggest("c") == {"job": 1} and Desk.said == []
-    assert not searcher.failed("c", ATTEMPTS - 1, "and again")
-    assert searcher.suggest("d") is None and Desk.said == [("job", "and again")]
+    def failed(self, key: Any, error: str) -> None:
+        self.said.append((key, error))
+
+
+def _error(cause: Exception) -> BaseException:
+    """As a driver gets it of a worker."""
+    return RayTaskError("train", "its traceback", cause).as_instanceof_cause()
+
+
+def test_a_trial_that_fails_by_itself_is_given_up_and_one_that_loses_its_node_is_not() -> None:
+    desk = _Desk()
+    searcher = _Searcher(desk, lambda: False)  # pyright: ignore[reportArgumentType]
+    errors: list[Any] = [ActorDiedError()] * FAILURES + [_error(ValueError("one"))] * (FAILURES - 1)
+    for number, error in enumerate(errors):
+        assert searcher.suggest(f"t{number}") == {"job": 1} and searcher.suggest("none") is None
+        searcher.failed(f"t{number}", error, "its text")
+    assert desk.said == []
+    assert searcher.suggest("last") == {"job": 1}
+    searcher.failed("last", _error(ValueError("two")), "its last text")
+    assert searcher.suggest("after") is None and desk.said == [(("search", "plain", 0), "its last text")]
+
+
+def test_a_trial_that_kills_every_process_that_it_gets_is_given_up() -> None:
+    desk = _Desk()
+    searcher = _Searcher(desk, lambda: False)  # pyright: ignore[reportArgumentType]
+    for number in range(DEATHS):
+        assert searcher.suggest(f"t{number}") == {"job": 1}
+        searcher.failed(f"t{number}", None, "it died")
+    assert searcher.suggest("after") is None and desk.said == [(("search", "plain", 0), "it died")]
+
+
+def test_a_store_that_is_full_ends_the_sweep_and_not_the_trial() -> None:
+    desk = _Desk()
+    searcher = _Searcher(desk, lambda: False)  # pyright: ignore[reportArgumentType]
+    searcher.suggest("one")
+    searcher.failed("one", _error(StoreError("/runs/x: cannot write to the store: No space left on device")), "")
+    assert searcher.stop() and searcher.suggest("two") == Searcher.FINISHED and desk.said == []
+    assert "No space left on device; what is stored is safe" in str(searcher.problem)
