@@ -346,6 +346,20 @@ def test_a_trial_that_crashes_does_not_stop_the_others(
     assert len(store.replicas()) == 2 and result.tau == MIX["horizon"]
 
 
+def test_a_sweep_whose_trials_nearly_all_fail_stops_early_and_says_why(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grokscale.tuner.FAILURES", 1)
+    monkeypatch.setattr("grokscale.desk.MANY", 2)
+    arms = [{"name": name, "method": "crash"} for name in ("plain", "other")]
+    asked = resolve(plugin=FAULTY, arm=arms)
+    with pytest.raises(GrokscaleError, match=r"2 of 2 trials failed, so .*planted: this method cannot start; mend"):
+        run_sweep(asked, Store(tmp_path), tracking="none")
+    rows = Store(tmp_path).trials(sweep_id=asked.sweep_id).to_pylist()
+    assert [row["state"] for row in rows].count("failed") == 2 and len(rows) <= 6, "stopped early"
+    assert "2 of 2 trials failed" in (tmp_path / "sweeps" / asked.sweep_id / "log.txt").read_text()
+
+
 def test_a_plugin_method_that_uses_every_extra_runs_a_whole_sweep(ray_here: None, tmp_path: Path) -> None:
     """Outer step, look-ahead gradient, projection, switch and noise, in a worker that has to import the module."""
     arms = [{"name": "plain", "method": "none"}, {"name": "test-look-ahead"}]
