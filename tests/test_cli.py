@@ -436,3 +436,29 @@ def test_doctor_ends_with_1_where_something_fails(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(doctor, "examine", lambda: iter([finding]))
     result = call("doctor", code=1)
     assert "FAILED" in result.stdout and "1 of these failed" in result.stderr
+
+
+@pytest.mark.parametrize("words", [
+    ["submit", "FILE", "--address", "http://me:planted@there:8265"],
+    ["list", "--store", "s3://key:planted@bucket/x"],
+    ["track", "sync", "--uri", "http://me:planted@there:5000"],
+    ["store", "publish", "s3://key:planted@bucket/x"],
+    ["data", "fetch", "mnist", "--from", "https://me:planted@there"],
+    ["sweep", "FILE", "--set", "tracking=http://me:planted@there:5000"],
+], ids=lambda words: f"{words[0]} {words[-2]}")  # fmt: skip
+def test_a_password_in_an_option_is_refused_and_not_repeated(
+    full: Store, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Options stand in lists of processes, in shells' histories and in jobs."""
+    if "--store" not in words:
+        monkeypatch.setenv("GROKSCALE_STORE", full.root)
+    file = str(ROOT / "experiments/quickstart.toml")
+    said = call(*[file if word == "FILE" else word for word in words], code=2).output
+    assert "holds a password" in said and "planted" not in said
+
+
+@pytest.mark.parametrize("name", ["GROKSCALE_STORE", "GROKSCALE_ADDRESS", "GROKSCALE_DATA_URL"])
+def test_a_password_in_a_variable_is_refused_and_not_repeated(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "http://me:planted@there:1")
+    said = call(*{"GROKSCALE_DATA_URL": ["data", "fetch", "mnist"]}.get(name, ["list"]), code=2).output
+    assert f"{name}: holds a password" in said and "planted" not in said

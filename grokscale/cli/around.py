@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from grokscale.cli.base import Data, Plugins, StorePath, Sweep, app, load_registry, open_store, option, say, use_data
+from grokscale.cli.base import (
+    Data,
+    Plugins,
+    StorePath,
+    Sweep,
+    app,
+    load_registry,
+    no_password,
+    open_store,
+    option,
+    say,
+    use_data,
+)
 from grokscale.errors import GrokscaleError, InputError, suggest
 
 track_app = typer.Typer(help="MLflow, the mirror of the store.", no_args_is_help=True, rich_markup_mode=None)
@@ -59,7 +71,9 @@ def metrics(plugin: Plugins = None) -> None:
 @track_app.command("sync")
 def track_sync(
     sweep: Sweep = None,
-    uri: Annotated[str | None, option(metavar="URI", help="Where MLflow is; default the sweep's.")] = None,
+    uri: Annotated[
+        str | None, option(metavar="URI", callback=no_password, help="Where MLflow is; default the sweep's.")
+    ] = None,
     store: StorePath = None,
 ) -> None:
     """Bring MLflow up to what the store says."""
@@ -76,7 +90,8 @@ def track_sync(
 def data_fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A task that reads files.", show_default=False)],
     base: Annotated[
-        str | None, option("--from", metavar="URL", envvar="GROKSCALE_DATA_URL", help="Holds NAME/FILE.")
+        str | None,
+        option("--from", metavar="URL", envvar="GROKSCALE_DATA_URL", callback=no_password, help="Holds NAME/FILE."),
     ] = None,
     data: Data = None,
     plugin: Plugins = None,

@@ -16,6 +16,7 @@ from grokscale.cli.base import (
     Sweep,
     app,
     load_registry,
+    no_password,
     open_store,
     option,
     resolve,
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 Address = Annotated[
     str | None,
-    option("--address", metavar="URL", envvar="GROKSCALE_ADDRESS", help="A Ray cluster's job server, http://HOST:8265."),
+    option("--address", metavar="URL", envvar="GROKSCALE_ADDRESS", callback=no_password,
+           help="A Ray cluster's job server, http://HOST:8265."),
 ]
 Detach = Annotated[bool, typer.Option("--detach", help="Return once it runs.")]
 Wait = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for the cluster.")]
