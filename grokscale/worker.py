@@ -22,6 +22,7 @@ from grokscale import data, registry, stats
 from grokscale.checkpoint import Checkpoint, Claim
 from grokscale.errors import GrokscaleError
 from grokscale.outcomes import Again, again, answers
+from grokscale.packing import fitting, share_of
 from grokscale.parts import timing_row, write_part
 from grokscale.spec import Resolved, TrialSpec, parse, seed_for
 from grokscale.store import Store
@@ -61,6 +62,7 @@ class Work:
         self.seeds = [int(seed) for seed in job["seeds"]]
         self.lanes, self.device = int(config["lanes"]), str(config["device"])
         self.devices = places(self.device, int(config.get("devices", 1)))
+        self.share = share_of(int(config.get("threads", 1)), float(config.get("gpus", 0)))
         self.metrics: tuple[str, ...] = tuple(config.get("metrics", ()))
         self.compiled = bool(config.get("compile", False))
         self.keeping: str | None = config.get("keep")
@@ -83,7 +85,8 @@ class Work:
         there = {
             seed: row for seed, row in rows.items() if row and answers(row, self.horizon, self.until, self.metrics)}
         self._count(list(there.values()))
-        waiting = packs([seed for seed in self.seeds if seed not in there], self.lanes)
+        left = [seed for seed in self.seeds if seed not in there]
+        waiting = packs(left, self.lanes or self._fitting(left))
         while waiting:
             pack = waiting.pop(0)
             asked = again([row for seed in pack if (row := rows[seed])], self.metrics)
@@ -96,6 +99,21 @@ class Work:
                     raise
             # Out here the traceback is gone, and with it what it held of the pack.
             waiting = [*self._halved(pack, asked, problem), *waiting]
+
+    def _fitting(self, seeds: Sequence[int]) -> int:
+        """Lanes of a pack, measured."""
+        if not seeds:
+            return 2
+        try:
+            lanes = fitting(
+                self.spec, seeds, horizon=self.horizon, device=self.devices[0], devices=len(self.devices),
+                share=self.share, registry=registry.load(self.spec.plugins), metrics=self.metrics)  # fmt: skip
+        except (RuntimeError, MemoryError) as error:
+            if out_of_memory(error) is None:
+                raise
+            lanes = lanes_for(2 * len(self.devices))
+        log.info("%s: packs of %d lanes", self.spec.trial_id, lanes)
+        return lanes
 
     def _halved(self, pack: list[int], asked: Again, problem: str) -> list[list[int]]:
         """A pack that did not fit, in two, which go on from what was kept of the whole."""

@@ -243,9 +243,9 @@ class RayHosts:
 
 
 @contextlib.contextmanager
-def ray_hosts(nodes: int, network: Network | None = None) -> Iterator[RayHosts]:
+def ray_hosts(nodes: int, network: Network | None = None, cpus: int = 2) -> Iterator[RayHosts]:
     """So many nodes, gone at the end whatever happens."""
-    hosts = RayHosts(network)
+    hosts = RayHosts(network, cpus)
     try:
         for n in range(1, nodes + 1):
             hosts.start(n)

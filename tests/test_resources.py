@@ -16,8 +16,9 @@ import torch
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.tune.search import Searcher
 
-from grokscale import registry
+from grokscale import packing, registry
 from grokscale.errors import GrokscaleError, InputError, StoreError
+from grokscale.memory import machine
 from grokscale.spec import parse, seed_for
 from grokscale.store import Store
 from grokscale.sweep import SweepInterrupted, run_sweep
@@ -163,6 +164,36 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     assert out_of_memory(RuntimeError("shapes do not fit")) is None
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried\nto")) == "CUDA out of memory. Tried"
     assert out_of_memory(MemoryError()) == "MemoryError"
+
+
+def test_packs_are_sized_to_the_memory_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What two and four lanes take says what more take; the measure does not change what is trained."""
+    one = resolve()
+    spec = one.trial("plain")
+    options: dict[str, Any] = {"horizon": HORIZON}
+    small, eight = (packing.peak(spec, SEEDS[:n], **options) for n in (2, 6))
+    assert small > 10_000 and eight == pytest.approx(4 * small, rel=0.1)
+    sizes = {}
+    for room in (0.5 * small, 2.1 * small, 4.3 * small, 1e12):
+        monkeypatch.setattr(packing, "free", lambda device, share, room=room: room / packing.MARGIN)
+        sizes[room / small] = packing.fitting(spec, SEEDS, **options)
+    assert list(sizes.values()) == [2, 4, 8, 8]
+    assert packing.fitting(spec, SEEDS, devices=2, **options) == 8
+    monkeypatch.setattr(packing, "free", lambda device, share: 2.1 * small / packing.MARGIN)
+    stores = [Store(tmp_path / name) for name in ("auto", "fixed")]
+    for store, lanes in zip(stores, (0, 8), strict=True):
+        list(Work(store, job(one, SEEDS, HORIZON, lanes=lanes)))
+    auto, fixed = ({row["seed"]: row for row in store.rows("replicas")} for store in stores)
+    assert {row["lanes"] for row in auto.values()} <= {2, 4} and len(auto) == len(SEEDS)
+    assert {seed: row["grok_step"] for seed, row in auto.items()} == {s: row["grok_step"] for s, row in fixed.items()}
+
+
+def test_what_is_free_is_a_share_of_the_machine() -> None:
+    assert 0 < packing.free("cpu", 0.01) <= 0.01 * (machine() or 0) < packing.free("cpu", 1.0) <= (machine() or 0)
+    assert packing.share_of(1, 0.25) == 0.25 and packing.share_of(1, 2.0) == 1.0 and 0 < packing.share_of(1, 0) <= 1
+    assert parse(basic(resources={"lanes": "auto"})).resources.lanes == 0
+    with pytest.raises(InputError, match='or "auto", got "all"'):
+        parse(basic(resources={"lanes": "all"}))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NOT TESTED ON A GPU: there is none here")

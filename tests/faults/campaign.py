@@ -20,7 +20,7 @@ from tests.test_sweep import replicas_of, trained_twice, trials_of
 
 SPARE = 6  # submits of a sweep by hand, beyond one for every fault
 RESULTS = Path(__file__).parent / "RESULTS.md"
-LAST = 4  # replicas of a sweep before whose storing every fault has come
+LAST = 12  # replicas of a sweep, before whose storing every fault has come: those of the confirmation end at once
 # Of every hundred faults in the full form. Others than kills last a minute each.
 SHARES = {
     "worker SIGKILL": 36, "driver SIGKILL": 20, "node killed, a new one joins": 8, "head killed and restarted": 3,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 pytest.importorskip("ray.dashboard.optional_deps", reason="Ray Jobs need ray[default]")
 pytestmark = pytest.mark.fault
 COUNT = int(os.environ.get("GROKSCALE_FAULTS", "0"))  # of the full form; 0 is the short form
-EACH = 8  # faults in one sweep
+EACH = 12  # faults in one sweep
 LONGER: dict[str, Any] = {"search": {"trials": 8, "seeds": 2, "parallel": 4}, "confirm": {"seeds": 4}}
 
 
@@ -47,7 +47,7 @@ def place() -> Iterator[Place]:
         pytest.skip(f"no network namespaces here, FAULTS NOT TRIED: {error}")
     disk = Disk()  # before the hosts, so that they see it
     try:
-        with ray_hosts(2, network) as hosts:
+        with ray_hosts(2, network, cpus=1 if COUNT else 2) as hosts:  # fewer processes to start again
             yield Place(hosts, hosts.client(), disk, network)
     finally:
         disk.close()
