@@ -49,12 +49,12 @@ def peak(spec: TrialSpec, seeds: Sequence[int], *, horizon: int, device: str = "
             torch.cuda.reset_peak_memory_stats(device)
             _look(run)
             return float(torch.cuda.max_memory_allocated(device) - before)
-        with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        profile: Any = torch.autograd.profiler.profile(profile_memory=True)  # its events have no types
+        with profile:
             _look(run)
-    results = profile.kineto_results
-    assert results is not None
     held = most = 0
-    for event in sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+    events = (event for event in profile.kineto_results.events() if event.name() == "[memory]")
+    for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
         most = max(most, held)
     return float(most)
