@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -20,6 +21,7 @@ from typing import Any, TextIO
 
 from grokscale.errors import GrokscaleError
 
+NOW = "now"  # what the note of a trial that is to stop says where its state is not to be saved
 LOOKS = 20  # times that a lock is tried before it counts as another driver's
 
 
@@ -135,6 +137,23 @@ def _opened(path: Path, mode: str) -> TextIO:
         return path.open(mode, errors="replace")  # pyright: ignore[reportReturnType]
     except OSError as error:
         raise GrokscaleError(f"{path}: is no lock that can be used: {error.strerror}; move it away") from error
+
+
+def ask_stop(folder: Path, trial_id: str, *, now: bool) -> None:
+    """Ask the worker of a trial, wherever it is, to stop: a note in the sweep's folder, which it looks for."""
+    notes = notes_in(folder)
+    notes.mkdir(exist_ok=True)
+    (notes / trial_id).write_text(NOW if now else "")
+
+
+def notes_in(folder: Path) -> Path:
+    """Where the notes of a sweep lie for trials that are to stop."""
+    return folder / "stop"
+
+
+def forget_stops(folder: Path) -> None:
+    """A new start tries what was stopped again."""
+    shutil.rmtree(notes_in(folder), ignore_errors=True)
 
 
 def mark_ended(folder: Path, experiment_json: str) -> None:

@@ -33,6 +33,10 @@ class StoreError(GrokscaleError):
     """The store's disk or bucket does not take what is written: no fault of the trial that wrote it."""
 
 
+class TrialStopped(GrokscaleError):
+    """A trial was stopped by hand, from outside: it is given up at once, and the next start tries it again."""
+
+
 def holds_password(place: str) -> bool:
     """Is there a password in an address? It would be kept and shown: in the store, in jobs, in lists of processes."""
     return masked(place) != place

@@ -46,7 +46,7 @@ from ray.tune.error import TuneError  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
 from grokscale import data  # noqa: E402
-from grokscale.errors import GrokscaleError, StoreError  # noqa: E402
+from grokscale.errors import GrokscaleError, StoreError, TrialStopped  # noqa: E402
 from grokscale.worker import SweepTrainable, time_trial  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -138,6 +138,9 @@ class _Searcher(Inert, Searcher):
         own = isinstance(error, RayTaskError)
         if isinstance(error, RayTaskError) and isinstance(error.cause, StoreError):
             self.problem = StoreError(f"{error.cause}; what is stored is safe: make room, then resume")
+            return
+        if isinstance(error, RayTaskError) and isinstance(error.cause, TrialStopped):
+            self.returned.append((out.key, str(error.cause)))
             return
         out = replace(out, failures=out.failures + own, deaths=out.deaths + (not own))
         if out.failures >= FAILURES or out.deaths >= DEATHS:

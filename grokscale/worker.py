@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ from ray import tune
 
 from grokscale import data, registry, stats
 from grokscale.checkpoint import Checkpoint, Claim
-from grokscale.errors import GrokscaleError
+from grokscale.control import NOW
+from grokscale.errors import GrokscaleError, TrialStopped
 from grokscale.outcomes import Again, again, answers
 from grokscale.packing import fitting, share_of
 from grokscale.parts import timing_row, write_part
@@ -244,12 +246,21 @@ class SweepTrainable(tune.Trainable):
                 self._store = Store(self.config["root"])
             self._work = Work(self._store, self.config)
             self._steps = iter(self._work)
+        self._heed(Path(self.config.get("stops", os.devnull)) / self._work.spec.trial_id)
         until, done = time.monotonic() + SLICE_S, True
         for _ in self._steps:
             if time.monotonic() >= until:
                 done = False
                 break
         return {"finished": self._work.finished, "grokked": self._work.grokked, "done": done}
+
+    def _heed(self, asked: Path) -> None:
+        """Raise TrialStopped where `stop SWEEP/TRIAL` says so: with the pack under way kept, unless it is to be now."""
+        if asked.exists():
+            if asked.read_text() == NOW:
+                self._work = None
+            self.cleanup()
+            raise TrialStopped("stopped by hand; `grokscale resume` tries it again")
 
     def cleanup(self) -> None:
         """Called when the trial ends, however it ends; a pack under way is kept."""

@@ -204,7 +204,7 @@ class RayHosts:
 
     def workers(self, n: int) -> list[int]:
         """Processes of node n that train."""
-        return self._called(n, b"ray::SweepTrainable")
+        return self._called(n, b"Trainable")  # Ray calls them ray::SweepTrainable, or by what wraps it
 
     def raylets(self, n: int) -> list[int]:
         """Ray's own process of node n, while there is one."""

@@ -427,6 +427,24 @@ def test_doctor_tries_everything_for_real() -> None:
     assert done.stdout.endswith("all is well\n")
 
 
+def test_doctor_says_where_settings_come_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options go before variables, variables before the file; a cluster that is named has to answer."""
+    monkeypatch.setattr(doctor, "examine", lambda: iter(()))
+    monkeypatch.delenv("GROKSCALE_ADDRESS", raising=False)
+    said = call("doctor").stdout
+    assert "runs (default)" in said and "none: submit runs sweeps here, detached (default)" in said
+    text = 'store = "kept"\n' + Path("tiny.toml").read_text() + '\n[cluster]\naddress = "http://127.0.0.1:1"\n'
+    Path("placed.toml").write_text(text)
+    said = call("doctor", "placed.toml", code=1).stdout
+    assert "kept (store in placed.toml)" in said and "http://127.0.0.1:1 ([cluster] address in placed.toml)" in said
+    assert re.search(r"^Ray cluster +FAILED +no Ray cluster answers", said, re.MULTILINE)
+    monkeypatch.setenv("GROKSCALE_STORE", "there")
+    monkeypatch.setenv("GROKSCALE_ADDRESS", "http://127.0.0.1:2")
+    said = call("doctor", "placed.toml", "--store", "here", code=1).stdout
+    assert "here (--store)" in said and "http://127.0.0.1:2 (GROKSCALE_ADDRESS)" in said
+    assert "missing.toml" in call("doctor", "missing.toml", code=2).output
+
+
 def test_doctor_ends_with_1_where_something_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> str:
         raise GrokscaleError("no such luck")

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from grokscale import registry, service
 from grokscale.control import holder, locked
-from grokscale.errors import GrokscaleError
+from grokscale.errors import GrokscaleError, TrialStopped
 from grokscale.spec import Resolved, parse
 from grokscale.store import Store
 from tests.test_cli import GROKSCALE, environment
@@ -179,6 +180,52 @@ def test_stopped_killed_and_resumed_is_as_undisturbed(place: Path, undisturbed: 
     assert (trials_of(store, sweep_id), replicas_of(store)) == undisturbed
     assert trained_twice(store) == []
     assert not list((place / "runs/checkpoints").iterdir())
+
+
+def test_one_trial_is_stopped_with_its_state_saved(place: Path) -> None:
+    """The sweep goes on without it: here to its end. The next start tries it again, from its checkpoint."""
+    changes: dict[str, Any] = {
+        "horizon": 5_000_000, "space": {"lr": {"low": 0.05, "high": 0.6, "default": 0.1}},
+        "arm": [TABLES["arm"][0]], "search": {"trials": 1, "seeds": 2}, "confirm": {"seeds": 0},
+    }  # fmt: skip
+    file, store = write(place, **changes), Store(place / "runs")
+    verb(place, "submit", str(file), "--detach")
+    with watched(place, "logs", "-f") as lines:
+        until(lines, ": trial ")
+    (row,) = store.rows("trials")
+    pid = pid_of(store, row["sweep_id"])
+    while not (place / "runs/claims" / row["trial_id"]).exists():
+        assert pid_of(store, row["sweep_id"])
+        time.sleep(0.1)
+    said = verb(place, "stop", f"tiny/{row['trial_id'][:3]}x", code=2)
+    assert f"no trial under way begins so; allowed: {row['trial_id']}" in said
+    said = verb(place, "stop", f"tiny/{row['trial_id'][:5]}")
+    assert f"stopped search plain 0, trial {row['trial_id']}; the sweep goes on" in said
+    wait_gone(pid)
+    (row,) = store.rows("trials")
+    assert row["state"] == "failed" and row["error"] == "stopped by hand; `grokscale resume` tries it again"
+    (kept,) = (place / "runs/checkpoints").iterdir()
+    assert kept.name.startswith(row["trial_id"]) and not list((place / "runs/claims").iterdir())
+    assert "no driver runs" in verb(place, "stop", f"tiny/{row['trial_id']}", code=1)
+
+
+def test_a_note_stops_a_trial_at_once_or_with_its_state_saved(tmp_path: Path) -> None:
+    from grokscale.control import ask_stop, forget_stops, notes_in
+    from grokscale.worker import SweepTrainable
+    from tests.test_sweep import job
+
+    store, one = Store(tmp_path / "runs"), resolved()
+    folder = store.sweep_dir(one.sweep_id)
+    asked = {**job(one, [1, 2], 5_000_000), "root": store.root, "threads": 1, "data": str(tmp_path),
+             "stops": str(notes_in(folder))}  # fmt: skip
+    trainable, trial_id = SweepTrainable(asked), one.trial("plain").trial_id
+    for now, kept in ((True, 0), (False, 1)):
+        assert trainable.step()["done"] is False
+        ask_stop(folder, trial_id, now=now)
+        with pytest.raises(TrialStopped, match="stopped by hand"):
+            trainable.step()
+        assert len(list((tmp_path / "runs/checkpoints").iterdir())) == kept
+        forget_stops(folder)
 
 
 def test_resume_adds_trials_and_refuses_another_sweep(whole: tuple[Path, str], undisturbed: tuple[Any, Any]) -> None:

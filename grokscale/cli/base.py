@@ -108,6 +108,11 @@ StorePath = Annotated[
     option("--store", metavar="PATH", envvar="GROKSCALE_STORE", callback=no_password,
            help="Folder, s3:// or gs://; default runs."),
 ]
+Address = Annotated[
+    str | None,
+    option("--address", metavar="URL", envvar="GROKSCALE_ADDRESS", callback=no_password,
+           help="A Ray cluster's job server, http://HOST:8265."),
+]
 Data = Annotated[
     Path | None,
     option("--data", metavar="DIR", envvar="GROKSCALE_DATA", help="Data files; default ~/.cache/grokscale."),

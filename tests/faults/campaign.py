@@ -20,6 +20,7 @@ from tests.test_sweep import replicas_of, trained_twice, trials_of
 
 SPARE = 6  # submits of a sweep by hand, beyond one for every fault
 RESULTS = Path(__file__).parent / "RESULTS.md"
+TRIED = 3  # faults whose moment has come that are tried, until one finds what it breaks
 LAST = 12  # replicas of a sweep, before whose storing every fault has come: those of the confirmation end at once
 # Of every hundred faults in the full form. Others than kills last a minute each.
 SHARES = {
@@ -103,12 +104,15 @@ def _drive(site: Site, resolved: Resolved, one: Round, waiting: list[Planned]) -
             for moment in one.moments:
                 if moment.seconds is None and stored > moment.stored:
                     moment.seconds = time.monotonic() - moment.began
-            if waiting and stored >= waiting[0].at and still():
-                time.sleep(waiting[0].later)  # the moment was drawn so
-                moment = Moment(waiting[0].fault, True, store.replicas().num_rows, time.monotonic())
-                if FAULTS[moment.fault](site):  # else there was nothing to break: at the next chance
+            for due in [planned for planned in waiting if planned.at <= stored][:TRIED]:
+                if not still():
+                    break
+                time.sleep(due.later)  # the moment was drawn so
+                moment = Moment(due.fault, True, store.replicas().num_rows, time.monotonic())
+                if FAULTS[due.fault](site):  # else there was nothing to break: at the next chance
                     one.moments.append(moment)
-                    del waiting[0]
+                    waiting.remove(due)
+                    break
         if service.answered(store, resolved):
             return
     raise AssertionError(f"{sweep_id} is not done after {one.submits} submits: "
