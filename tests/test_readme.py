@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from grokscale.cli import app
+from grokscale.spec import parse
 from grokscale.store import Store
 from tests import synthetic
 from tests.test_cli import GROKSCALE, environment
@@ -131,7 +133,7 @@ def test_layout_is_the_tree() -> None:
 
 def test_the_method_of_the_readme_trains(tmp_path: Path) -> None:
     [module] = [block for block in blocks("python") if block.startswith("# normalised.py")]
-    [experiment] = blocks("toml")
+    _, experiment = blocks("toml")
     (tmp_path / "normalised.py").write_text(module)
     (tmp_path / "mine.toml").write_text(experiment)
     [words] = [words for words in commands() if words[1] == "run" and "mine.toml" in words]
@@ -141,6 +143,13 @@ def test_the_method_of_the_readme_trains(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "normalised on parity" in done.stdout and "floor 0.001" in done.stdout
+
+
+def test_the_resources_of_the_readme_are_understood() -> None:
+    resources, experiment = blocks("toml")
+    x = parse(tomllib.loads(experiment.replace('plugin = "normalised"', "") + resources), source="README")
+    assert (x.resources.gpus, x.resources.lanes, x.resources.memory) == (0.25, 0, 8e9)
+    assert (x.limits.hours, x.limits.trials, x.limits.device_hours) == (12, 200, 40)
 
 
 def test_the_method_of_the_readme_is_what_it_says(tmp_path: Path) -> None:

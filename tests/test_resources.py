@@ -88,6 +88,7 @@ def test_fewer_replicas_than_devices_are_refused_with_the_mend() -> None:
     ]
     with pytest.raises(InputError, match=r"2 devices need as many GPUs, got gpus = 1; take gpus = 2, or devices = 1"):
         parse(basic(resources={"devices": 2, "gpus": 1}))
+    assert parse(basic(resources={"gpus": 0.25})).resources.gpus == 0.25
     assert parse(basic(resources={"devices": 2, "gpus": 2})).resolve(fakes()).sweep_id == parse(
         basic()).resolve(fakes()).sweep_id  # fmt: skip
     assert places("cuda", 2) == ["cuda:0", "cuda:1"] and places("cuda", 1) == ["cuda"]

@@ -250,7 +250,7 @@ def _cross(experiment: Experiment) -> list[tuple[Path, str]]:
 def _devices(x: Experiment) -> list[tuple[Path, str]]:
     """What does not go with several devices per trial."""
     devices, gpus, found = x.resources.devices, x.resources.gpus, []
-    if 0 < gpus < devices:
+    if devices > 1 and 0 < gpus < devices:
         text = f"{devices} devices need as many GPUs, got gpus = {gpus:g}; take gpus = {devices}, or devices = 1"
         found.append((("resources", "devices"), text))
     asked = {"search": x.search.seeds if x.search.trials else 0, "race": x.race.seeds if x.search.trials else 0,
