@@ -183,6 +183,7 @@ def logged(path: Path) -> Iterator[None]:
         ("grokscale", logging.INFO),
         ("ray.tune", logging.WARNING),
         ("ray.tune.analysis", logging.ERROR),
+        ("ray.tune.tune", logging.CRITICAL),  # names every try that failed, as if it had been the last
         ("mlflow", logging.WARNING),
         ("alembic", logging.WARNING),
     ):

@@ -121,12 +121,20 @@ class _Searcher(Inert, Searcher):
         self.settle()
         if self.again and not self.stop():
             self.out[trial_id] = self.again.pop(0)
-        elif not self.stop() and (taken := self.desk.take()) is not None:
+        elif (taken := self._taken()) is not None:
             self.out[trial_id] = _Out(*taken)
         else:
             # With nothing under way Tune asks here only, not its stopper.
             return Searcher.FINISHED if self.desk.through or self.stop() else None
         return dict(self.out[trial_id].config)
+
+    def _taken(self) -> tuple[Any, Mapping[str, Any]] | None:
+        if not self.stop():
+            try:
+                return self.desk.take()
+            except GrokscaleError as problem:  # Tune would say only that something went wrong
+                self.problem = problem
+        return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if not error:
@@ -161,7 +169,7 @@ class _Searcher(Inert, Searcher):
                     self.desk.finished(key)
                 else:
                     self.desk.failed(key, error)
-            except GrokscaleError as problem:  # Tune would say only that something went wrong
+            except GrokscaleError as problem:
                 self.problem = problem
 
     def save(self, checkpoint_path: str) -> None:
