@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from grokscale.errors import GrokscaleError
+from grokscale.errors import GrokscaleError, StoreError
 
 NOW = "now"  # what the note of a trial that is to stop says where its state is not to be saved
 LOOKS = 20  # times that a lock is tried before it counts as another driver's
@@ -126,10 +126,19 @@ def locked(path: Path, sweep_id: str) -> Iterator[None]:
                     f"sweep {sweep_id} is being run by {file.read().strip() or 'another process'}; wait for it, or stop"
                     f" it with `grokscale stop {sweep_id}` (lock: {path})"
                 ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with _written(path):
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Say what keeps a file from being written as the store does."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path}: cannot write to the store: {error.strerror}; make room, then resume") from error
 
 
 def _opened(path: Path, mode: str) -> TextIO:
@@ -142,8 +151,9 @@ def _opened(path: Path, mode: str) -> TextIO:
 def ask_stop(folder: Path, trial_id: str, *, now: bool) -> None:
     """Ask the worker of a trial, wherever it is, to stop: a note in the sweep's folder, which it looks for."""
     notes = notes_in(folder)
-    notes.mkdir(exist_ok=True)
-    (notes / trial_id).write_text(NOW if now else "")
+    with _written(notes / trial_id):
+        notes.mkdir(exist_ok=True)
+        (notes / trial_id).write_text(NOW if now else "")
 
 
 def notes_in(folder: Path) -> Path:
@@ -158,7 +168,8 @@ def forget_stops(folder: Path) -> None:
 
 def mark_ended(folder: Path, experiment_json: str) -> None:
     """Say in a sweep's folder that this experiment has come to its end."""
-    (folder / "ended").write_text(_digest(experiment_json))
+    with _written(folder / "ended"):
+        (folder / "ended").write_text(_digest(experiment_json))
 
 
 def has_ended(folder: Path, experiment_json: str) -> bool:

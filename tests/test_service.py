@@ -16,7 +16,7 @@ import pytest
 
 from grokscale import registry, service
 from grokscale.control import holder, locked
-from grokscale.errors import GrokscaleError, TrialStopped
+from grokscale.errors import GrokscaleError, StoreError, TrialStopped
 from grokscale.spec import Resolved, parse
 from grokscale.store import Store
 from tests.test_cli import GROKSCALE, environment
@@ -249,6 +249,25 @@ def test_a_longer_sweep_is_not_done_before_it_ran(tmp_path: Path) -> None:
     mark_ended(tmp_path, resolved().experiment.to_json())
     assert has_ended(tmp_path, resolved().experiment.to_json())
     assert not has_ended(tmp_path, resolved(search={"trials": 5, "seeds": 2}).experiment.to_json())
+
+
+def test_a_disk_without_room_is_said_in_words(tmp_path: Path) -> None:
+    """A tmpfs of one page, which the lock takes up. It wants root; the fault tests fill a larger one under a sweep."""
+    from grokscale.control import ask_stop, mark_ended
+
+    folder = tmp_path / "small"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", f"size={os.sysconf('SC_PAGE_SIZE')}", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(words, check=False, capture_output=True).returncode:
+        pytest.skip("NOT TESTED: a small tmpfs wants root")
+    try:
+        (folder / "ballast").write_text("x")
+        for write_ in (lambda: mark_ended(folder, "{}"), lambda: ask_stop(folder, "0" * 12, now=True),
+                       lambda: locked(folder / "lock", "some-00000000").__enter__()):
+            with pytest.raises(StoreError, match="cannot write to the store: No space left on device; make room"):
+                write_()
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_driver_that_cannot_begin_says_why(tmp_path: Path) -> None:
