@@ -1,5 +1,6 @@
 # make demo: one question answered, from an empty machine.  make test: linters, types, the whole suite.
 # make test-faults: hosts that break, FAULTS times in all, at drawn moments of sweeps; wants root, for namespaces.
+# GROKSCALE_FAULTS_GO_ON=1 goes on with a campaign that was cut short.
 # make bench: speed, side by side with the ordinary way; wants an idle machine.
 # Both set up .venv once, with the versions of constraints.txt. PIP_ARGS goes to pip, for example an index that has
 # builds of torch without CUDA, which are a tenth of the size.

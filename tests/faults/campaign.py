@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests.test_sweep import replicas_of, trained_twice, trials_of
 
 SPARE = 6  # submits of a sweep by hand, beyond one for every fault
 RESULTS = Path(__file__).parent / "RESULTS.md"
+KEPT = Path(__file__).parent / "rounds.jsonl"  # the same, to be counted again
 TRIED = 3  # faults whose moment has come that are tried, until one finds what it breaks
 LAST = 12  # replicas of a sweep, before whose storing every fault has come: those of the confirmation end at once
 # Of every hundred faults in the full form. Others than kills last a minute each.
@@ -71,10 +73,13 @@ class Round:
 
 
 def dealt(count: int, each: int, replicas: int, rng: np.random.Generator) -> Iterator[list[Planned]]:
-    """So many faults in all, `each` for a sweep of so many replicas, at drawn moments; kinds as SHARES has them."""
+    """So many faults in all, `each` for a sweep of so many replicas, at drawn moments.
+
+    The first are one of every kind, so that a campaign that is cut short has tried them all; then as SHARES has them.
+    """
     order: list[str] = []
     while len(order) < count:
-        hand = [name for name, share in SHARES.items() for _ in range(share)]
+        hand = [name for name, share in SHARES.items() for _ in range(share if order else 1)]
         order += [hand[i] for i in rng.permutation(len(hand))]
     for first in range(0, count, each):
         names = order[first : min(first + each, count)]
@@ -163,6 +168,17 @@ def _runs(store: Store, resolved: Resolved) -> list[str]:
     client.delete_experiment(experiment.experiment_id)
     client.rename_experiment(experiment.experiment_id, f"{experiment.name}-{experiment.experiment_id}")
     return wrong + [f"MLflow's runs are {state}" for state in states - {"FINISHED"}]
+
+
+def keep(rounds: Sequence[Round]) -> None:
+    """Write down what became of the sweeps so far, so that another campaign may go on from there."""
+    KEPT.write_text("".join(json.dumps(asdict(one)) + "\n" for one in rounds))
+
+
+def kept() -> list[Round]:
+    """The sweeps of a campaign that was cut short."""
+    lines = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
+    return [Round(**{**line, "moments": [Moment(**moment) for moment in line["moments"]]}) for line in lines]
 
 
 def table(rounds: Sequence[Round], undisturbed_s: float) -> str:

@@ -27,6 +27,7 @@ pytest.importorskip("ray.dashboard.optional_deps", reason="Ray Jobs need ray[def
 pytestmark = pytest.mark.fault
 COUNT = int(os.environ.get("GROKSCALE_FAULTS", "0"))  # of the full form; 0 is the short form
 EACH = 12  # faults in one sweep
+GO_ON = bool(os.environ.get("GROKSCALE_FAULTS_GO_ON"))  # with the campaign that was cut short
 LONGER: dict[str, Any] = {"search": {"trials": 8, "seeds": 2, "parallel": 4}, "confirm": {"seeds": 4}}
 
 
@@ -81,10 +82,13 @@ def test_many_sweeps_through_many_faults(place: Place, tmp_path: Path) -> None:
     one, other = resolved(**LONGER), resolved(**LONGER, name="beside")
     alone, seconds = whole(place, tmp_path / "alone", one)
     both: Store | None = None
-    server, rounds = Server(f"{place.network.net}.254"), []
+    server, rounds = Server(f"{place.network.net}.254"), campaign.kept() if GO_ON else []
     try:
-        plans = campaign.dealt(COUNT, EACH, alone.replicas().num_rows, np.random.default_rng(7))
+        before = len(rounds)
+        plans = campaign.dealt(COUNT, EACH, alone.replicas().num_rows, np.random.default_rng(7 + before))
         for number, planned in enumerate(plans):
+            if sum(moment.hit for round_ in rounds for moment in round_.moments) >= COUNT:
+                break
             tracked = any(fault.fault.startswith("MLflow") for fault in planned)
             if tracked:
                 server.start()
@@ -95,6 +99,7 @@ def test_many_sweeps_through_many_faults(place: Place, tmp_path: Path) -> None:
             if site.beside and both is None:
                 both, _ = whole(place, tmp_path / "both", one, other)
             rounds.append(campaign.judge(site, round_, both or alone if site.beside else alone))
+            campaign.keep(rounds)
             campaign.RESULTS.write_text(campaign.table(rounds, seconds))
             print(number, rounds[-1], file=sys.__stderr__, flush=True)
             server.crash()
