@@ -34,6 +34,12 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines]
 
 
+def typed() -> list[list[str]]:
+    """The words of every command of the transcripts."""
+    lines = [line for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
+    return [shlex.split(line[2:]) for line in lines]
+
+
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose store `runs` holds a sweep by the name of the README's."""
@@ -52,7 +58,7 @@ def here(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---------------------------------------------------------------------------------------------- commands
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
+@pytest.mark.parametrize("words", [*commands(), *typed()], ids=" ".join)
 def test_commands_are_understood_and_their_files_are_there(words: list[str]) -> None:
     if words[0] == "make":
         assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
@@ -86,6 +92,14 @@ def test_every_verb_is_in_the_readme_and_has_help() -> None:
     for name, verb in command.commands.items():  # pyright: ignore[reportAttributeAccessIssue]
         assert re.search(rf"grokscale {name}\b", README), name
         assert verb.help, name
+
+
+def test_a_transcript_shows_a_sweep_on_a_cluster() -> None:
+    """Submitted, looked at, stopped, resumed, as it was printed: one sweep throughout, and no path of a machine."""
+    assert [words[1] for words in typed()] == ["submit", "status", "stop", "stop", "list", "resume", "status", "submit"]
+    [transcript] = blocks("console")
+    [sweep_id] = set(re.findall(r"quickstart-[0-9a-f]{8}", transcript))
+    assert transcript.count(f"{sweep_id}: ") == 7 and not re.search(r"(^|\s)/\w", transcript)
 
 
 def test_python_queries_run(here: Path) -> None:
