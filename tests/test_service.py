@@ -170,7 +170,7 @@ def test_stopped_killed_and_resumed_is_as_undisturbed(place: Path, undisturbed: 
     pid = pid_of(store, sweep_id)
     with watched(place, "logs", "-f") as lines:
         until(lines, ": ended, objective", 4)  # of before too: a log goes on
-        os.kill(pid, signal.SIGKILL)
+        service.stop(store, sweep_id, now=True)
     wait_gone(pid)
     assert f"{sweep_id}: stopped; " in verb(place, "status")
     assert store.replicas().num_rows < len(undisturbed[1]), "it was to be killed half-way"
@@ -204,6 +204,9 @@ def test_one_trial_is_stopped_with_its_state_saved(place: Path) -> None:
     wait_gone(pid)
     (row,) = store.rows("trials")
     assert row["state"] == "failed" and row["error"] == "stopped by hand; `grokscale resume` tries it again"
+    said = (store.sweep_dir(row["sweep_id"]) / service.LOG).read_text()  # at the end it is said what was given up
+    assert f"given up: search plain 0 (trial {row['trial_id']}): stopped by hand" in said
+    assert "1 trials failed; the same command tries them again" in said
     (kept,) = (place / "runs/checkpoints").iterdir()
     assert kept.name.startswith(row["trial_id"]) and not list((place / "runs/claims").iterdir())
     assert "no driver runs" in verb(place, "stop", f"tiny/{row['trial_id']}", code=1)
