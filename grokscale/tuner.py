@@ -256,6 +256,10 @@ class Cluster:
                 ray.init(**own, _temp_dir=str(self._folder.path), **quiet)
         except (RayError, OSError, RuntimeError, ValueError, ConnectionError) as error:
             raise GrokscaleError(f"Ray did not start: {error}") from error
+        except Exception as error:
+            if type(error) is Exception:  # of no class of its own: its processes were not up in time, on a busy machine
+                raise GrokscaleError(f"Ray did not start: {error}") from error
+            raise
         self._connected = True
 
     @property

@@ -173,7 +173,7 @@ class RayHosts:
             "--disable-usage-stats",
         ]  # fmt: skip
         if n == 1:
-            # Else a head that comes back finds the others' processes, which share our process table, and itself in them.
+            # Else a head that comes back finds the others' processes, which share our process table, and itself there.
             (self.folder / "r1/ray_current_cluster").unlink(missing_ok=True)
             words = [
                 "--head", f"--port={self.gcs}", f"--dashboard-host={self._host(1)}",

@@ -240,6 +240,20 @@ def test_a_limit_of_device_hours_ends_in_order(ray_here: None, tmp_path: Path) -
     assert resolve(limits={"device_hours": 1.0, "trials": 3}).sweep_id == resolve().sweep_id
 
 
+@pytest.mark.parametrize("error", [Exception("The current node timed out during startup."), RuntimeError("no port")])
+def test_a_ray_that_does_not_start_is_said_in_words(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Ray raises a bare Exception where a busy machine is too slow for it."""
+
+    def init(**options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("ray.init", init)
+    cluster = Cluster(1, 0.0)
+    with pytest.raises(GrokscaleError, match=f"Ray did not start: {error}"):
+        cluster.start()
+    cluster.close()
+
+
 class _Desk:
     """Has one job, and remembers what became of it."""
 
