@@ -1,5 +1,6 @@
 # make demo: one question answered, from an empty machine.  make test: linters, types, the whole suite.
-# make test-faults: hosts that break, at many moments of a sweep each (MOMENTS); wants root, for namespaces.
+# make test-faults: hosts that break, FAULTS times in all, at drawn moments of sweeps; wants root, for namespaces.
+# GROKSCALE_FAULTS_GO_ON=1 goes on with a campaign that was cut short.
 # make bench: speed, side by side with the ordinary way; wants an idle machine.
 # make bench-store: a store of 10^6 replicas and 10^8 points, and MLflow beside it; two GB of disk, an idle machine.
 # All set up .venv once, with the versions of constraints.txt. PIP_ARGS goes to pip, for example an index that has
@@ -7,7 +8,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_ARGS ?=
-MOMENTS ?= 20
+FAULTS ?= 200
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -20,7 +21,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-faults: $(READY)
-	GROKSCALE_FAULT_MOMENTS=$(MOMENTS) $(BIN)/python -m pytest -m fault tests/faults $(PYTEST_ARGS)
+	GROKSCALE_FAULTS=$(FAULTS) $(BIN)/python -m pytest -m fault tests/faults $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -18,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from grokscale.errors import GrokscaleError
+from grokscale.errors import GrokscaleError, StoreError
 
+NOW = "now"  # what the note of a trial that is to stop says where its state is not to be saved
 LOOKS = 20  # times that a lock is tried before it counts as another driver's
 
 
@@ -124,10 +126,19 @@ def locked(path: Path, sweep_id: str) -> Iterator[None]:
                     f"sweep {sweep_id} is being run by {file.read().strip() or 'another process'}; wait for it, or stop"
                     f" it with `grokscale stop {sweep_id}` (lock: {path})"
                 ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with _written(path):
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Say what keeps a file from being written as the store does."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path}: cannot write to the store: {error.strerror}; make room, then resume") from error
 
 
 def _opened(path: Path, mode: str) -> TextIO:
@@ -137,9 +148,28 @@ def _opened(path: Path, mode: str) -> TextIO:
         raise GrokscaleError(f"{path}: is no lock that can be used: {error.strerror}; move it away") from error
 
 
+def ask_stop(folder: Path, trial_id: str, *, now: bool) -> None:
+    """Ask the worker of a trial, wherever it is, to stop: a note in the sweep's folder, which it looks for."""
+    notes = notes_in(folder)
+    with _written(notes / trial_id):
+        notes.mkdir(exist_ok=True)
+        (notes / trial_id).write_text(NOW if now else "")
+
+
+def notes_in(folder: Path) -> Path:
+    """Where the notes of a sweep lie for trials that are to stop."""
+    return folder / "stop"
+
+
+def forget_stops(folder: Path) -> None:
+    """A new start tries what was stopped again."""
+    shutil.rmtree(notes_in(folder), ignore_errors=True)
+
+
 def mark_ended(folder: Path, experiment_json: str) -> None:
     """Say in a sweep's folder that this experiment has come to its end."""
-    (folder / "ended").write_text(_digest(experiment_json))
+    with _written(folder / "ended"):
+        (folder / "ended").write_text(_digest(experiment_json))
 
 
 def has_ended(folder: Path, experiment_json: str) -> bool:
@@ -164,6 +194,7 @@ def logged(path: Path) -> Iterator[None]:
         ("grokscale", logging.INFO),
         ("ray.tune", logging.WARNING),
         ("ray.tune.analysis", logging.ERROR),
+        ("ray.tune.tune", logging.CRITICAL),  # names every try that failed, as if it had been the last
         ("mlflow", logging.WARNING),
         ("alembic", logging.WARNING),
     ):

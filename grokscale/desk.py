@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from grokscale import search
+from grokscale.errors import GrokscaleError
 from grokscale.outcomes import answers
 from grokscale.search import Job, Plan
 from grokscale.spec import canonical_json
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5  # progress is told at most this often
 ERROR_CHARS = 8000
+MANY = 8  # trials that failed, after which a sweep stops where nearly all that came back did ...
+NEARLY = 0.9  # ... such a share of them
 Key = tuple[str, str, int]  # phase, arm, number
 _NEEDED = ("trial_id", "seed", "grok_step", "val_grok_step", "diverged_step", "observed_to", "measured")
 
@@ -266,7 +269,7 @@ class Phases:
         self, desks: Iterator[PhaseDesk], trials: int | None = None, reached: Callable[[], None] = lambda: None
     ) -> None:
         self._desks, self._limit, self._reached = desks, trials, reached
-        self._taken = self._back = 0
+        self._taken = self._back = self._failed = 0
         self._desk: PhaseDesk | None = next(desks, None)
         self._before: list[PhaseDesk] = []
 
@@ -305,8 +308,14 @@ class Phases:
         self._came_back()
 
     def failed(self, key: Key, error: str) -> None:
+        """Raises GrokscaleError where nearly all fail: what is left would fail too."""
         self._open.failed(key, error)
+        self._failed += 1
         self._came_back()
+        if self._failed >= MANY and self._failed >= NEARLY * self._back:
+            last = error.strip().rpartition("\n")[2] or "no reason given"
+            raise GrokscaleError(f"{self._failed} of {self._back} trials failed, so the sweep stops early; the last "
+                                 f"one said: {last}; mend that, then the same command goes on")
 
     def _came_back(self) -> None:
         self._back += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -26,6 +27,24 @@ class InputError(GrokscaleError):
 
     def __reduce__(self) -> tuple[type[InputError], tuple[list[str]]]:  # travels between processes intact
         return type(self), (self.problems,)
+
+
+class StoreError(GrokscaleError):
+    """The store's disk or bucket does not take what is written: no fault of the trial that wrote it."""
+
+
+class TrialStopped(GrokscaleError):
+    """A trial was stopped by hand, from outside: it is given up at once, and the next start tries it again."""
+
+
+def holds_password(place: str) -> bool:
+    """Is there a password in an address? It would be kept and shown: in the store, in jobs, in lists of processes."""
+    return masked(place) != place
+
+
+def masked(text: str) -> str:
+    """The text without the passwords of addresses in it, to be shown."""
+    return re.sub(r"(://[^/?#:]*):[^/?#]*@", r"\1:...@", text)
 
 
 def nearest(name: str, allowed: Iterable[str]) -> list[str]:

@@ -78,7 +78,7 @@ def largest(resolved: Resolved, registry: Registry) -> dict[str, list[Need]]:
     """By arm, what its trials may come to remember: at its starting values, and at either end of every range."""
     x = resolved.experiment
     seeds = [x.confirm.seeds, *((x.search.seeds, x.race.seeds) if x.search.trials else ())]
-    replicas = min(x.resources.lanes, max(1, *seeds))
+    replicas = min(x.resources.lanes or 2, max(1, *seeds))  # "auto" takes no more than fit
     found: dict[str, list[Need]] = {}
     built: dict[str, Any] = {}
     for arm in resolved.arms:

@@ -53,7 +53,7 @@ def phases(resolved: Resolved) -> list[Phase]:
         ("confirm", len(resolved.arms), x.confirm.seeds, 2 * resolved.horizon),
     ]
     return [
-        Phase(name, trials, seeds, horizon, tuple(map(len, packs(range(seeds), x.resources.lanes))))
+        Phase(name, trials, seeds, horizon, tuple(map(len, packs(range(seeds), x.resources.lanes or seeds))))
         for name, trials, seeds, horizon in asked if trials and seeds
     ]  # fmt: skip
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grokscale.control import has_ended, holder
+from grokscale.control import ask_stop, has_ended, holder
 from grokscale.errors import GrokscaleError, InputError, suggest
 from grokscale.spec import Experiment, Resolved, parse
 
@@ -176,6 +176,31 @@ def stop(store: Store, sweep_id: str, client: JobSubmissionClient | None = None,
     with contextlib.suppress(ProcessLookupError):  # it ended just now
         os.kill(held.pid, signal.SIGKILL if now else signal.SIGINT)
     return str(held)
+
+
+def stop_trial(store: Store, sweep_id: str, trial: str, client: JobSubmissionClient | None = None, *,
+               now: bool = False) -> str:
+    """Stop one trial of a sweep that runs, keeping its state unless `now`; which one. The sweep goes on without it.
+
+    trial: the beginning of its id.  Raises InputError where no trial under way, or more than one, begins so.
+    """
+    if not driver(store, sweep_id, client):
+        raise GrokscaleError(f"no driver runs {sweep_id}: there is no trial to stop")
+    under_way = {row["trial_id"]: row for row in _asked(store, sweep_id)}
+    found = [trial_id for trial_id in under_way if trial_id.startswith(trial)]
+    if len(found) != 1:
+        said = "no trial under way begins" if not found else f"{len(found)} trials under way begin"
+        raise InputError(f"{sweep_id}/{trial}: {said} so; {suggest(trial, under_way)}")
+    ask_stop(store.sweep_dir(sweep_id), found[0], now=now)
+    if all(any(row["trial_id"] == found[0] for row in _asked(store, sweep_id)) for _ in _every(POLL_S, STOP_S)):
+        raise GrokscaleError(f"{sweep_id}/{found[0]}: was told to stop and has not within {STOP_S:.0f} s; it will when "
+                             "its worker looks next")
+    row = under_way[found[0]]
+    return f"{row['phase']} {row['arm']} {row['number']}, trial {found[0]}"
+
+
+def _asked(store: Store, sweep_id: str) -> list[dict[str, Any]]:
+    return [row for row in store.rows("trials", sweep_id=sweep_id) if row["state"] == "asked"]
 
 
 def wait_stopped(store: Store, sweep_id: str, client: JobSubmissionClient | None = None) -> bool:
@@ -362,5 +387,5 @@ def _every(seconds: float, limit: float) -> Iterator[None]:
 
 __all__ = [
     "Arm", "Status", "again", "answered", "connect", "detach", "driver", "follow", "last_words", "listing", "status",
-    "stop", "submit", "wait_stopped",
+    "stop", "stop_trial", "submit", "wait_stopped",
 ]  # fmt: skip

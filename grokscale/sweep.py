@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from grokscale import answers, data, search
-from grokscale.control import Stop, SweepInterrupted, locked, logged, mark_ended
+from grokscale.control import Stop, SweepInterrupted, forget_stops, locked, logged, mark_ended, notes_in
 from grokscale.desk import ArmProgress, Failure, Ledger, PhaseDesk, Phases, Progress
 from grokscale.errors import GrokscaleError
 from grokscale.parts import device_name, package_version
@@ -73,6 +73,7 @@ def run_sweep(
     hours = resolved.experiment.limits.hours
     uri = tracking or resolved.experiment.tracking or default_uri(store)
     with locked(folder / "lock", resolved.sweep_id), logged(folder / "log.txt"), Stop(hours) as stop:
+        forget_stops(folder)
         sweep = _Sweep(resolved, store, stop, on_progress or (lambda progress: None), None if uri == "none" else uri)
         status = "FAILED"
         try:
@@ -182,7 +183,7 @@ class _Sweep:
         worker = {
             "root": self.store.root, "lanes": resources.lanes, "threads": resources.cpus,
             "device": "cuda" if resources.gpus else "cpu", "devices": resources.devices, "gpus": resources.gpus,
-            "data": str(data.folder()),
+            "data": str(data.folder()), "stops": str(notes_in(self.store.sweep_dir(self.sweep_id))),
             "metrics": self.experiment.metrics.during(plan.phase), "compile": resources.compile,
             "keep": self.experiment.keep if plan.phase == "confirm" else None,
         }  # fmt: skip

@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,18 +40,19 @@ if not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & os.environ.keys():
         importlib.import_module("ray._raylet").Config.initialize("")
 
 import ray  # noqa: E402
-from ray import tune  # noqa: E402
-from ray.exceptions import RayError  # noqa: E402
+from ray import cloudpickle, tune  # noqa: E402
+from ray.exceptions import RayError, RayTaskError  # noqa: E402
 from ray.tune.error import TuneError  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
 from grokscale import data  # noqa: E402
-from grokscale.errors import GrokscaleError  # noqa: E402
+from grokscale.errors import GrokscaleError, StoreError, TrialStopped  # noqa: E402
 from grokscale.worker import SweepTrainable, time_trial  # noqa: E402
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3  # times a trial that crashed is tried again
+FAILURES = 3  # of a trial by itself, after which it is given up
+DEATHS = 20  # of its process: nodes go and come, but a trial that kills every process that it gets has to end too
 SOCKET_PATH = 107  # longest path of a socket (AF_UNIX)
 OBJECT_STORE = 80_000_000  # bytes; next to nothing goes through it
 
@@ -85,54 +87,90 @@ class Inert:
         return object, ()
 
 
+@dataclass(frozen=True)
+class _Out:
+    """A job that Tune has. failures: of its own.  deaths: of the processes that it ran in."""
+
+    key: Any
+    config: Mapping[str, Any]
+    failures: int = 0
+    deaths: int = 0
+
+
 class _Searcher(Inert, Searcher):
-    """Gives Tune the desk's jobs."""
+    """Gives Tune the desk's jobs.
+
+    Tune gives up every trial that fails, at its first failure: whether its job is tried again is decided here, as
+    Tune cannot tell a trial that fails from one whose node went, and forgets its attempts where a dead process is
+    reported twice.
+    """
 
     def __init__(self, desk: Desk, stop: Callable[[], bool]) -> None:
         super().__init__()
-        self.desk, self.stop = desk, stop
-        self.out: dict[str, tuple[Any, Mapping[str, Any], int]] = {}  # Tune's trial id -> job, config, its failures
-        self.again: list[tuple[Any, Mapping[str, Any], int]] = []
+        self.desk, self._stop = desk, stop
+        self.out: dict[str, _Out] = {}  # by Tune's trial id
+        self.again: list[_Out] = []
         self.returned: list[tuple[Any, str | None]] = []  # (job, error), to be handled outside Tune's catch-all
+        self.problem: GrokscaleError | None = None  # what ends the sweep
+
+    def stop(self) -> bool:
+        """Is it time to?"""
+        return self.problem is not None or self._stop()
 
     def suggest(self, trial_id: str) -> Any:
         self.settle()
         if self.again and not self.stop():
             self.out[trial_id] = self.again.pop(0)
-        elif (taken := self.desk.take()) is not None:
-            self.out[trial_id] = (*taken, 0)
+        elif (taken := self._taken()) is not None:
+            self.out[trial_id] = _Out(*taken)
         else:
             # With nothing under way Tune asks here only, not its stopper.
             return Searcher.FINISHED if self.desk.through or self.stop() else None
-        return dict(self.out[trial_id][1])
+        return dict(self.out[trial_id].config)
+
+    def _taken(self) -> tuple[Any, Mapping[str, Any]] | None:
+        if not self.stop():
+            try:
+                return self.desk.take()
+            except GrokscaleError as problem:  # Tune would say only that something went wrong
+                self.problem = problem
+        return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if not error:
-            self.returned.append((self.out.pop(trial_id)[0], None))
+            self.returned.append((self.out.pop(trial_id).key, None))
 
-    def failed(self, trial_id: str, failures: int, error: str) -> bool:
-        """Take back a trial that Tune gave up; is its job tried again?
-
-        Tune gives up, whatever attempts it has left, where a dead process is reported twice: the second report finds
-        the trial waiting for its next process (a reused process that dies between two trials, a node that goes).
-        """
-        key, config, before = self.out.pop(trial_id)
-        if before + failures > ATTEMPTS:
-            self.returned.append((key, error))
-            return False
-        self.again.append((key, config, before + failures))
-        return True
+    def failed(self, trial_id: str, error: BaseException | None, text: str) -> None:
+        """Take back a trial that Tune gave up: to be tried again, to be given up, or as the end of the sweep."""
+        out = self.out.pop(trial_id)
+        own = isinstance(error, RayTaskError)
+        if isinstance(error, RayTaskError) and isinstance(error.cause, StoreError):
+            self.problem = StoreError(f"{error.cause}; what is stored is safe: make room, then resume")
+            return
+        if isinstance(error, RayTaskError) and isinstance(error.cause, TrialStopped):
+            self.returned.append((out.key, str(error.cause)))
+            return
+        out = replace(out, failures=out.failures + own, deaths=out.deaths + (not own))
+        if out.failures >= FAILURES or out.deaths >= DEATHS:
+            self.returned.append((out.key, text))
+            return
+        many = f"failed, {out.failures} of {FAILURES}" if own else f"lost its process, {out.deaths} of {DEATHS}"
+        log.warning("%s %s; it is tried again: %s", " ".join(map(str, out.key)), many, text)
+        self.again.append(out)
 
     def settle(self) -> None:
         """Hand over what came back. Tune swallows what is raised while it ends a trial, so it is not done
         there.
         """
-        while self.returned:
+        while self.returned and self.problem is None:
             key, error = self.returned.pop(0)
-            if error is None:
-                self.desk.finished(key)
-            else:
-                self.desk.failed(key, error)
+            try:
+                if error is None:
+                    self.desk.finished(key)
+                else:
+                    self.desk.failed(key, error)
+            except GrokscaleError as problem:
+                self.problem = problem
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).touch()
@@ -149,14 +187,11 @@ class _Callback(Inert, tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         if (out := self.searcher.out.get(trial.trial_id)) is not None:
-            self.desk.report(out[0], result["finished"], result["grokked"])
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        log.warning("%s failed and is tried again: %s", trial, _error_of(trial))
+            self.desk.report(out.key, result["finished"], result["grokked"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if self.searcher.failed(trial.trial_id, trial.num_failures, _error_of(trial)):
-            log.warning("%s failed while it waited, and is tried again: %s", trial, _error_of(trial))
+        if trial.trial_id in self.searcher.out:
+            self.searcher.failed(trial.trial_id, _cause_of(trial), _error_of(trial))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.searcher.settle()
@@ -169,6 +204,15 @@ def _error_of(trial: Any) -> str:
         return "no reason given"
     last = Path(trial.error_file).read_text().rpartition("Failure #")[2].partition("\n")[2]
     return re.sub(r"\x1b\[[0-9;]*m", "", last).strip()
+
+
+def _cause_of(trial: Any) -> BaseException | None:
+    """A Tune trial's last failure as it was raised; None for what Tune keeps the text of only."""
+    path = trial.pickled_error_file
+    if path is None or not Path(path).exists():
+        return None
+    error = cloudpickle.loads(Path(path).read_bytes())  # written by this process, a moment ago
+    return error.as_instanceof_cause() if isinstance(error, RayTaskError) else error
 
 
 class _Stopper(Inert, tune.Stopper):
@@ -212,6 +256,10 @@ class Cluster:
                 ray.init(**own, _temp_dir=str(self._folder.path), **quiet)
         except (RayError, OSError, RuntimeError, ValueError, ConnectionError) as error:
             raise GrokscaleError(f"Ray did not start: {error}") from error
+        except Exception as error:
+            if type(error) is Exception:  # of no class of its own: its processes were not up in time, on a busy machine
+                raise GrokscaleError(f"Ray did not start: {error}") from error
+            raise
         self._connected = True
 
     @property
@@ -240,23 +288,25 @@ class Cluster:
             run_config=tune.RunConfig(
                 name=desk.name,
                 storage_path=str(self._folder.path / "tune"),
-                stop=_Stopper(stop),
+                stop=_Stopper(searcher.stop),
                 callbacks=[_Callback(searcher)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # we keep our own
-                failure_config=tune.FailureConfig(max_failures=ATTEMPTS),
+                failure_config=tune.FailureConfig(max_failures=0),
                 verbose=0,
             ),
         )
         try:
             tuner.fit()
         except (TuneError, RayError) as error:
-            raise GrokscaleError(f"Ray Tune gave up: {error}") from error
+            raise searcher.problem or GrokscaleError(f"Ray Tune gave up: {error}") from error
         searcher.settle()
+        if searcher.problem is not None:
+            raise searcher.problem
 
     def timing(self, spec_json: str, threads: int, device: str, stop: Callable[[], bool]) -> dict[str, Any] | None:
         """A row of `timings` for a trial that runs with nothing beside it; None where it was told to stop."""
         self.start()
-        remote = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=ATTEMPTS)(time_trial)
+        remote = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=FAILURES)(time_trial)
         ready = remote.remote(spec_json, threads, device, str(data.folder()))
         while not stop():
             done, _ = ray.wait([ready], timeout=0.3)

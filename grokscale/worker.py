@@ -8,12 +8,10 @@ seeds, so that a sweep goes on where it stopped whatever Ray remembers.
 from __future__ import annotations
 
 import gc
-import hashlib
 import logging
 import os
-import pickle
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,13 @@ import torch
 from ray import tune
 
 from grokscale import data, registry, stats
-from grokscale.errors import GrokscaleError
+from grokscale.checkpoint import Checkpoint, Claim
+from grokscale.control import NOW
+from grokscale.errors import GrokscaleError, TrialStopped
 from grokscale.outcomes import Again, again, answers
+from grokscale.packing import fitting, share_of
 from grokscale.parts import timing_row, write_part
-from grokscale.spec import Resolved, TrialSpec, canonical_json, parse, seed_for
+from grokscale.spec import Resolved, TrialSpec, parse, seed_for
 from grokscale.store import Store
 from grokscale.train import Evaluation, lanes_for, packs, sharded, train
 from grokscale.weights import write_weights
@@ -33,50 +34,7 @@ from grokscale.weights import write_weights
 log = logging.getLogger(__name__)
 
 SLICE_S = 1.0  # a report at most this often
-CHECKPOINT_S = 30.0
-
-
-class Checkpoint:
-    """The file in which a pack is kept while it trains: <root>/checkpoints/<trial_id>-<hash of the
-    request>.pt.
-    """
-
-    def __init__(
-        self, store: Store, spec: TrialSpec, seeds: Sequence[int], horizon: int, until: str, metrics: Sequence[str] = ()
-    ) -> None:
-        asked = [list(seeds), horizon, until, *([list(metrics)] if metrics else [])]
-        request = hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:12]
-        self.path: Path = store.folder("checkpoints") / f"{spec.trial_id}-{request}.pt"
-
-    def write(self, evaluation: Evaluation, wall_s: float) -> None:
-        """Replace the file by a snapshot; a cut leaves the old one."""
-        self.save(evaluation.snapshot(), wall_s)
-
-    def save(self, state: dict[str, Any], wall_s: float) -> None:
-        """`write`, of a snapshot that has been taken: of these replicas or more."""
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save({"pack": state, "wall_s": wall_s}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def read(self) -> tuple[dict[str, Any] | None, float]:
-        """(snapshot, seconds spent on it); (None, 0) where there is none that can be read."""
-        try:
-            kept = torch.load(self.path, weights_only=True)
-        except FileNotFoundError:
-            return None, 0.0
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            log.warning("%s cannot be read, starting afresh: %s", self.path, error)
-            return None, 0.0
-        return kept["pack"], kept["wall_s"]
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+BUSY_S = 0.2  # between two looks whether another process is through with a trial
 
 
 def places(device: str, count: int) -> list[str]:
@@ -106,19 +64,31 @@ class Work:
         self.seeds = [int(seed) for seed in job["seeds"]]
         self.lanes, self.device = int(config["lanes"]), str(config["device"])
         self.devices = places(self.device, int(config.get("devices", 1)))
+        self.share = share_of(int(config.get("threads", 1)), float(config.get("gpus", 0)))
         self.metrics: tuple[str, ...] = tuple(config.get("metrics", ()))
         self.compiled = bool(config.get("compile", False))
         self.keeping: str | None = config.get("keep")
         self.grokked = self.finished = 0
         self._pack: tuple[Checkpoint, Evaluation, float] | None = None  # under way: where it is kept, and how far it is
+        self._claim = Claim(store, self.spec.trial_id)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Generator[int]:
+        while not self._claim.take():
+            yield 0
+            time.sleep(BUSY_S)
+        try:
+            yield from self._packs()
+        finally:
+            self._claim.release()
+
+    def _packs(self) -> Iterator[int]:
         known = self.store.answered([self.spec.trial_id])
         rows = {seed: known.get((self.spec.trial_id, seed)) for seed in self.seeds}
         there = {
             seed: row for seed, row in rows.items() if row and answers(row, self.horizon, self.until, self.metrics)}
         self._count(list(there.values()))
-        waiting = packs([seed for seed in self.seeds if seed not in there], self.lanes)
+        left = [seed for seed in self.seeds if seed not in there]
+        waiting = packs(left, self.lanes or self._fitting(left))
         while waiting:
             pack = waiting.pop(0)
             asked = again([row for seed in pack if (row := rows[seed])], self.metrics)
@@ -131,6 +101,21 @@ class Work:
                     raise
             # Out here the traceback is gone, and with it what it held of the pack.
             waiting = [*self._halved(pack, asked, problem), *waiting]
+
+    def _fitting(self, seeds: Sequence[int]) -> int:
+        """Lanes of a pack, measured."""
+        if not seeds:
+            return 2
+        try:
+            lanes = fitting(
+                self.spec, seeds, horizon=self.horizon, device=self.devices[0], devices=len(self.devices),
+                share=self.share, registry=registry.load(self.spec.plugins), metrics=self.metrics)  # fmt: skip
+        except (RuntimeError, MemoryError) as error:
+            if out_of_memory(error) is None:
+                raise
+            lanes = lanes_for(2 * len(self.devices))
+        log.info("%s: packs of %d lanes", self.spec.trial_id, lanes)
+        return lanes
 
     def _halved(self, pack: list[int], asked: Again, problem: str) -> list[list[int]]:
         """A pack that did not fit, in two, which go on from what was kept of the whole."""
@@ -161,7 +146,7 @@ class Work:
     def _train(self, seeds: list[int], again: Again) -> Iterator[int]:
         checkpoint = self._checkpoint(seeds, again)
         before = (self.finished, self.grokked)
-        began = kept = time.monotonic()
+        began = time.monotonic()
         spent = 0.0
         for evaluation, earlier in self._evaluations(checkpoint, seeds, again):
             now = time.monotonic()
@@ -171,8 +156,8 @@ class Work:
             if evaluation.done:
                 break
             self._pack = (checkpoint, evaluation, spent)
-            if now - kept >= CHECKPOINT_S:
-                kept = now
+            self._claim.alive()
+            if checkpoint.due:
                 self.keep()
             rows = [row for row, over in zip(evaluation.replicas(), evaluation.finished, strict=True) if over]
             self.finished, self.grokked = before
@@ -243,7 +228,7 @@ class SweepTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         self._work: Work | None = None
-        self._steps: Iterator[int] | None = None
+        self._steps: Generator[int] | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
@@ -261,6 +246,7 @@ class SweepTrainable(tune.Trainable):
                 self._store = Store(self.config["root"])
             self._work = Work(self._store, self.config)
             self._steps = iter(self._work)
+        self._heed(Path(self.config.get("stops", os.devnull)) / self._work.spec.trial_id)
         until, done = time.monotonic() + SLICE_S, True
         for _ in self._steps:
             if time.monotonic() >= until:
@@ -268,10 +254,20 @@ class SweepTrainable(tune.Trainable):
                 break
         return {"finished": self._work.finished, "grokked": self._work.grokked, "done": done}
 
+    def _heed(self, asked: Path) -> None:
+        """Raise TrialStopped where `stop SWEEP/TRIAL` says so: with the pack under way kept, unless it is to be now."""
+        if asked.exists():
+            if asked.read_text() == NOW:
+                self._work = None
+            self.cleanup()
+            raise TrialStopped("stopped by hand; `grokscale resume` tries it again")
+
     def cleanup(self) -> None:
         """Called when the trial ends, however it ends; a pack under way is kept."""
         if self._work is not None:
             self._work.keep()
+        if self._steps is not None:
+            self._steps.close()
         self._work = self._steps = None
 
 

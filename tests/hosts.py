@@ -99,6 +99,15 @@ class Network:
     def address(self, n: int) -> str:
         return f"{self.net}.{n}"
 
+    @contextlib.contextmanager
+    def cut(self, n: int) -> Iterator[None]:
+        """Host n has no link to the others."""
+        self._ip("link", "set", f"{self.space(n)}v", "down")
+        try:
+            yield
+        finally:
+            self._ip("link", "set", f"{self.space(n)}v", "up")
+
     def close(self) -> None:
         for n in range(1, self.hosts + 1):
             with contextlib.suppress(OSError):
@@ -164,6 +173,8 @@ class RayHosts:
             "--disable-usage-stats",
         ]  # fmt: skip
         if n == 1:
+            # Else a head that comes back finds the others' processes, which share our process table, and itself there.
+            (self.folder / "r1/ray_current_cluster").unlink(missing_ok=True)
             words = [
                 "--head", f"--port={self.gcs}", f"--dashboard-host={self._host(1)}",
                 f"--dashboard-port={self.dashboard}", "--include-dashboard=true",
@@ -195,10 +206,32 @@ class RayHosts:
 
     def workers(self, n: int) -> list[int]:
         """Processes of node n that train."""
+        return self._called(n, b"Trainable")  # Ray calls them ray::SweepTrainable, or by what wraps it
+
+    def raylets(self, n: int) -> list[int]:
+        """Ray's own process of node n, while there is one."""
+        return self._called(n, b"/raylet/raylet\0")
+
+    def drivers(self, n: int) -> list[int]:
+        """Sweeps' drivers on node n."""
+        return self._called(n, b"grokscale.cli\0sweep")
+
+    def zombies(self) -> list[int]:
+        """Processes that have ended and that their parent, one of ours, has not asked about."""
+        found = []
+        ours = {pid for n in self.nodes for pid in marked(self.mark(n))}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                state, parent = path.read_text().rpartition(")")[2].split()[:2]
+                if state == "Z" and int(parent) in ours:
+                    found.append(int(path.parent.name))
+        return found
+
+    def _called(self, n: int, words: bytes) -> list[int]:
         found = []
         for pid in marked(self.mark(n)):
             with contextlib.suppress(OSError):
-                if b"ray::SweepTrainable" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if words in Path(f"/proc/{pid}/cmdline").read_bytes():
                     found.append(pid)
         return found
 
@@ -212,9 +245,9 @@ class RayHosts:
 
 
 @contextlib.contextmanager
-def ray_hosts(nodes: int, network: Network | None = None) -> Iterator[RayHosts]:
+def ray_hosts(nodes: int, network: Network | None = None, cpus: int = 2) -> Iterator[RayHosts]:
     """So many nodes, gone at the end whatever happens."""
-    hosts = RayHosts(network)
+    hosts = RayHosts(network, cpus)
     try:
         for n in range(1, nodes + 1):
             hosts.start(n)

@@ -428,6 +428,24 @@ def test_doctor_tries_everything_for_real() -> None:
     assert done.stdout.endswith("all is well\n")
 
 
+def test_doctor_says_where_settings_come_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options go before variables, variables before the file; a cluster that is named has to answer."""
+    monkeypatch.setattr(doctor, "examine", lambda: iter(()))
+    monkeypatch.delenv("GROKSCALE_ADDRESS", raising=False)
+    said = call("doctor").stdout
+    assert "runs (default)" in said and "none: submit runs sweeps here, detached (default)" in said
+    text = 'store = "kept"\n' + Path("tiny.toml").read_text() + '\n[cluster]\naddress = "http://127.0.0.1:1"\n'
+    Path("placed.toml").write_text(text)
+    said = call("doctor", "placed.toml", code=1).stdout
+    assert "kept (store in placed.toml)" in said and "http://127.0.0.1:1 ([cluster] address in placed.toml)" in said
+    assert re.search(r"^Ray cluster +FAILED +no Ray cluster answers", said, re.MULTILINE)
+    monkeypatch.setenv("GROKSCALE_STORE", "there")
+    monkeypatch.setenv("GROKSCALE_ADDRESS", "http://127.0.0.1:2")
+    said = call("doctor", "placed.toml", "--store", "here", code=1).stdout
+    assert "here (--store)" in said and "http://127.0.0.1:2 (GROKSCALE_ADDRESS)" in said
+    assert "missing.toml" in call("doctor", "missing.toml", code=2).output
+
+
 def test_doctor_ends_with_1_where_something_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> str:
         raise GrokscaleError("no such luck")
@@ -437,3 +455,29 @@ def test_doctor_ends_with_1_where_something_fails(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(doctor, "examine", lambda: iter([finding]))
     result = call("doctor", code=1)
     assert "FAILED" in result.stdout and "1 of these failed" in result.stderr
+
+
+@pytest.mark.parametrize("words", [
+    ["submit", "FILE", "--address", "http://me:planted@there:8265"],
+    ["list", "--store", "s3://key:planted@bucket/x"],
+    ["track", "sync", "--uri", "http://me:planted@there:5000"],
+    ["store", "publish", "s3://key:planted@bucket/x"],
+    ["data", "fetch", "mnist", "--from", "https://me:planted@there"],
+    ["sweep", "FILE", "--set", "tracking=http://me:planted@there:5000"],
+], ids=lambda words: f"{words[0]} {words[-2]}")  # fmt: skip
+def test_a_password_in_an_option_is_refused_and_not_repeated(
+    full: Store, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Options stand in lists of processes, in shells' histories and in jobs."""
+    if "--store" not in words:
+        monkeypatch.setenv("GROKSCALE_STORE", full.root)
+    file = str(ROOT / "experiments/quickstart.toml")
+    said = call(*[file if word == "FILE" else word for word in words], code=2).output
+    assert "holds a password" in said and "planted" not in said
+
+
+@pytest.mark.parametrize("name", ["GROKSCALE_STORE", "GROKSCALE_ADDRESS", "GROKSCALE_DATA_URL"])
+def test_a_password_in_a_variable_is_refused_and_not_repeated(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "http://me:planted@there:1")
+    said = call(*{"GROKSCALE_DATA_URL": ["data", "fetch", "mnist"]}.get(name, ["list"]), code=2).output
+    assert f"{name}: holds a password" in said and "planted" not in said

@@ -64,7 +64,7 @@ def inside(path: Path, *, lazy: bool = True) -> set[str]:
 # Modules that may import a package, at all or inside functions.
 ALLOWED = {
     "torch": {"transform", "methods", "tasks", "models", "rng", "train", "parts", "worker", "preview", "doctor", "solo"}
-    | {"metrics", "data", "weights"},
+    | {"metrics", "data", "weights", "checkpoint", "packing"},
     "ray": {"search", "tuner", "worker", "sweep", "service", "doctor"},
     "mlflow": {"track"},
     "pyarrow": {"store", "answers", "explain"},

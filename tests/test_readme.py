@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from grokscale.cli import app
+from grokscale.spec import parse
 from grokscale.store import Store
 from tests import synthetic
 from tests.test_cli import GROKSCALE, environment
@@ -30,6 +32,12 @@ def commands() -> list[list[str]]:
     """The words of every command of the sh blocks."""
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
     return [shlex.split(line, comments=True) for line in lines]
+
+
+def typed() -> list[list[str]]:
+    """The words of every command of the transcripts."""
+    lines = [line for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
+    return [shlex.split(line[2:]) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +58,7 @@ def here(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---------------------------------------------------------------------------------------------- commands
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
+@pytest.mark.parametrize("words", [*commands(), *typed()], ids=" ".join)
 def test_commands_are_understood_and_their_files_are_there(words: list[str]) -> None:
     if words[0] == "make":
         assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
@@ -84,6 +92,14 @@ def test_every_verb_is_in_the_readme_and_has_help() -> None:
     for name, verb in command.commands.items():  # pyright: ignore[reportAttributeAccessIssue]
         assert re.search(rf"grokscale {name}\b", README), name
         assert verb.help, name
+
+
+def test_a_transcript_shows_a_sweep_on_a_cluster() -> None:
+    """Submitted, looked at, stopped, resumed, as it was printed: one sweep throughout, and no path of a machine."""
+    assert [words[1] for words in typed()] == ["submit", "status", "stop", "stop", "list", "resume", "status", "submit"]
+    [transcript] = blocks("console")
+    [sweep_id] = set(re.findall(r"quickstart-[0-9a-f]{8}", transcript))
+    assert transcript.count(f"{sweep_id}: ") == 7 and not re.search(r"(^|\s)/\w", transcript)
 
 
 def test_python_queries_run(here: Path) -> None:
@@ -131,7 +147,7 @@ def test_layout_is_the_tree() -> None:
 
 def test_the_method_of_the_readme_trains(tmp_path: Path) -> None:
     [module] = [block for block in blocks("python") if block.startswith("# normalised.py")]
-    [experiment] = blocks("toml")
+    _, experiment = blocks("toml")
     (tmp_path / "normalised.py").write_text(module)
     (tmp_path / "mine.toml").write_text(experiment)
     [words] = [words for words in commands() if words[1] == "run" and "mine.toml" in words]
@@ -141,6 +157,13 @@ def test_the_method_of_the_readme_trains(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "normalised on parity" in done.stdout and "floor 0.001" in done.stdout
+
+
+def test_the_resources_of_the_readme_are_understood() -> None:
+    resources, experiment = blocks("toml")
+    x = parse(tomllib.loads(experiment.replace('plugin = "normalised"', "") + resources), source="README")
+    assert (x.resources.gpus, x.resources.lanes, x.resources.memory) == (0.25, 0, 8e9)
+    assert (x.limits.hours, x.limits.trials, x.limits.device_hours) == (12, 200, 40)
 
 
 def test_the_method_of_the_readme_is_what_it_says(tmp_path: Path) -> None:

@@ -8,19 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.tune.search import Searcher
 
-from grokscale import registry
-from grokscale.errors import GrokscaleError, InputError
+from grokscale import packing, registry
+from grokscale.errors import GrokscaleError, InputError, StoreError
+from grokscale.memory import machine
 from grokscale.spec import parse, seed_for
 from grokscale.store import Store
 from grokscale.sweep import SweepInterrupted, run_sweep
 from grokscale.train import sharded, train
-from grokscale.tuner import Cluster
+from grokscale.tuner import DEATHS, FAILURES, Cluster, _Searcher
 from grokscale.worker import Work, out_of_memory, places
 from tests.fakes import basic
 from tests.fakes import registry as fakes
@@ -85,6 +88,7 @@ def test_fewer_replicas_than_devices_are_refused_with_the_mend() -> None:
     ]
     with pytest.raises(InputError, match=r"2 devices need as many GPUs, got gpus = 1; take gpus = 2, or devices = 1"):
         parse(basic(resources={"devices": 2, "gpus": 1}))
+    assert parse(basic(resources={"gpus": 0.25})).resources.gpus == 0.25
     assert parse(basic(resources={"devices": 2, "gpus": 2})).resolve(fakes()).sweep_id == parse(
         basic()).resolve(fakes()).sweep_id  # fmt: skip
     assert places("cuda", 2) == ["cuda:0", "cuda:1"] and places("cuda", 1) == ["cuda"]
@@ -163,6 +167,36 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     assert out_of_memory(MemoryError()) == "MemoryError"
 
 
+def test_packs_are_sized_to_the_memory_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What two and four lanes take says what more take; the measure does not change what is trained."""
+    one = resolve()
+    spec = one.trial("plain")
+    options: dict[str, Any] = {"horizon": HORIZON}
+    small, eight = (packing.peak(spec, SEEDS[:n], **options) for n in (2, 6))
+    assert small > 10_000 and eight == pytest.approx(4 * small, rel=0.1)
+    sizes = {}
+    for room in (0.5 * small, 2.1 * small, 4.3 * small, 1e12):
+        monkeypatch.setattr(packing, "free", lambda device, share, room=room: room / packing.MARGIN)
+        sizes[room / small] = packing.fitting(spec, SEEDS, **options)
+    assert list(sizes.values()) == [2, 4, 8, 8]
+    assert packing.fitting(spec, SEEDS, devices=2, **options) == 8
+    monkeypatch.setattr(packing, "free", lambda device, share: 2.1 * small / packing.MARGIN)
+    stores = [Store(tmp_path / name) for name in ("auto", "fixed")]
+    for store, lanes in zip(stores, (0, 8), strict=True):
+        list(Work(store, job(one, SEEDS, HORIZON, lanes=lanes)))
+    auto, fixed = ({row["seed"]: row for row in store.rows("replicas")} for store in stores)
+    assert {row["lanes"] for row in auto.values()} <= {2, 4} and len(auto) == len(SEEDS)
+    assert {seed: row["grok_step"] for seed, row in auto.items()} == {s: row["grok_step"] for s, row in fixed.items()}
+
+
+def test_what_is_free_is_a_share_of_the_machine() -> None:
+    assert 0 < packing.free("cpu", 0.01) <= 0.01 * (machine() or 0) < packing.free("cpu", 1.0) <= (machine() or 0)
+    assert packing.share_of(1, 0.25) == 0.25 and packing.share_of(1, 2.0) == 1.0 and 0 < packing.share_of(1, 0) <= 1
+    assert parse(basic(resources={"lanes": "auto"})).resources.lanes == 0
+    with pytest.raises(InputError, match='or "auto", got "all"'):
+        parse(basic(resources={"lanes": "all"}))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NOT TESTED ON A GPU: there is none here")
 def test_a_share_of_a_gpu_is_a_share_of_its_memory(tmp_path: Path) -> None:
     from grokscale.worker import SweepTrainable
@@ -206,24 +240,67 @@ def test_a_limit_of_device_hours_ends_in_order(ray_here: None, tmp_path: Path) -
     assert resolve(limits={"device_hours": 1.0, "trials": 3}).sweep_id == resolve().sweep_id
 
 
-def test_a_job_that_tune_gives_up_too_soon_is_tried_again() -> None:
-    """Tune gives a trial up, attempts left or not, when its dead process is reported once more while it waits."""
-    from grokscale.tuner import ATTEMPTS, _Searcher
+@pytest.mark.parametrize("error", [Exception("The current node timed out during startup."), RuntimeError("no port")])
+def test_a_ray_that_does_not_start_is_said_in_words(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Ray raises a bare Exception where a busy machine is too slow for it."""
 
-    class Desk:
-        name, through = "one", False
-        jobs: ClassVar[list[Any]] = [("job", {"job": 1})]
-        said: ClassVar[list[Any]] = []
+    def init(**options: Any) -> None:
+        raise error
 
-        def take(self) -> Any:
-            return self.jobs.pop() if self.jobs else None
+    monkeypatch.setattr("ray.init", init)
+    cluster = Cluster(1, 0.0)
+    with pytest.raises(GrokscaleError, match=f"Ray did not start: {error}"):
+        cluster.start()
+    cluster.close()
 
-        def failed(self, key: Any, error: str) -> None:
-            self.said.append((key, error))
 
-    searcher = _Searcher(Desk(), lambda: False)  # pyright: ignore[reportArgumentType]
-    assert searcher.suggest("a") == {"job": 1} and searcher.suggest("b") is None
-    assert searcher.failed("a", 2, "died twice")
-    assert searcher.suggest("c") == {"job": 1} and Desk.said == []
-    assert not searcher.failed("c", ATTEMPTS - 1, "and again")
-    assert searcher.suggest("d") is None and Desk.said == [("job", "and again")]
+class _Desk:
+    """Has one job, and remembers what became of it."""
+
+    name, through = "one", False
+
+    def __init__(self) -> None:
+        self.jobs: list[Any] = [(("search", "plain", 0), {"job": 1})]
+        self.said: list[Any] = []
+
+    def take(self) -> Any:
+        return self.jobs.pop() if self.jobs else None
+
+    def failed(self, key: Any, error: str) -> None:
+        self.said.append((key, error))
+
+
+def _error(cause: Exception) -> BaseException:
+    """As a driver gets it of a worker."""
+    return RayTaskError("train", "its traceback", cause).as_instanceof_cause()
+
+
+def test_a_trial_that_fails_by_itself_is_given_up_and_one_that_loses_its_node_is_not() -> None:
+    desk = _Desk()
+    searcher = _Searcher(desk, lambda: False)  # pyright: ignore[reportArgumentType]
+    errors: list[Any] = [ActorDiedError()] * FAILURES + [_error(ValueError("one"))] * (FAILURES - 1)
+    for number, error in enumerate(errors):
+        assert searcher.suggest(f"t{number}") == {"job": 1} and searcher.suggest("none") is None
+        searcher.failed(f"t{number}", error, "its text")
+    assert desk.said == []
+    assert searcher.suggest("last") == {"job": 1}
+    searcher.failed("last", _error(ValueError("two")), "its last text")
+    assert searcher.suggest("after") is None and desk.said == [(("search", "plain", 0), "its last text")]
+
+
+def test_a_trial_that_kills_every_process_that_it_gets_is_given_up() -> None:
+    desk = _Desk()
+    searcher = _Searcher(desk, lambda: False)  # pyright: ignore[reportArgumentType]
+    for number in range(DEATHS):
+        assert searcher.suggest(f"t{number}") == {"job": 1}
+        searcher.failed(f"t{number}", None, "it died")
+    assert searcher.suggest("after") is None and desk.said == [(("search", "plain", 0), "it died")]
+
+
+def test_a_store_that_is_full_ends_the_sweep_and_not_the_trial() -> None:
+    desk = _Desk()
+    searcher = _Searcher(desk, lambda: False)  # pyright: ignore[reportArgumentType]
+    searcher.suggest("one")
+    searcher.failed("one", _error(StoreError("/runs/x: cannot write to the store: No space left on device")), "")
+    assert searcher.stop() and searcher.suggest("two") == Searcher.FINISHED and desk.said == []
+    assert "No space left on device; what is stored is safe" in str(searcher.problem)

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from grokscale import registry, service
 from grokscale.control import holder, locked
-from grokscale.errors import GrokscaleError
+from grokscale.errors import GrokscaleError, StoreError, TrialStopped
 from grokscale.spec import Resolved, parse
 from grokscale.store import Store
 from tests.test_cli import GROKSCALE, environment
@@ -169,7 +170,7 @@ def test_stopped_killed_and_resumed_is_as_undisturbed(place: Path, undisturbed: 
     pid = pid_of(store, sweep_id)
     with watched(place, "logs", "-f") as lines:
         until(lines, ": ended, objective", 4)  # of before too: a log goes on
-        os.kill(pid, signal.SIGKILL)
+        service.stop(store, sweep_id, now=True)
     wait_gone(pid)
     assert f"{sweep_id}: stopped; " in verb(place, "status")
     assert store.replicas().num_rows < len(undisturbed[1]), "it was to be killed half-way"
@@ -179,6 +180,55 @@ def test_stopped_killed_and_resumed_is_as_undisturbed(place: Path, undisturbed: 
     assert (trials_of(store, sweep_id), replicas_of(store)) == undisturbed
     assert trained_twice(store) == []
     assert not list((place / "runs/checkpoints").iterdir())
+
+
+def test_one_trial_is_stopped_with_its_state_saved(place: Path) -> None:
+    """The sweep goes on without it: here to its end. The next start tries it again, from its checkpoint."""
+    changes: dict[str, Any] = {
+        "horizon": 5_000_000, "space": {"lr": {"low": 0.05, "high": 0.6, "default": 0.1}},
+        "arm": [TABLES["arm"][0]], "search": {"trials": 1, "seeds": 2}, "confirm": {"seeds": 0},
+    }  # fmt: skip
+    file, store = write(place, **changes), Store(place / "runs")
+    verb(place, "submit", str(file), "--detach")
+    with watched(place, "logs", "-f") as lines:
+        until(lines, ": trial ")
+    (row,) = store.rows("trials")
+    pid = pid_of(store, row["sweep_id"])
+    while not (place / "runs/claims" / row["trial_id"]).exists():
+        assert pid_of(store, row["sweep_id"])
+        time.sleep(0.1)
+    said = verb(place, "stop", f"tiny/{row['trial_id'][:3]}x", code=2)
+    assert f"no trial under way begins so; allowed: {row['trial_id']}" in said
+    said = verb(place, "stop", f"tiny/{row['trial_id'][:5]}")
+    assert f"stopped search plain 0, trial {row['trial_id']}; the sweep goes on" in said
+    wait_gone(pid)
+    (row,) = store.rows("trials")
+    assert row["state"] == "failed" and row["error"] == "stopped by hand; `grokscale resume` tries it again"
+    said = (store.sweep_dir(row["sweep_id"]) / service.LOG).read_text()  # at the end it is said what was given up
+    assert f"given up: search plain 0 (trial {row['trial_id']}): stopped by hand" in said
+    assert "1 trials failed; the same command tries them again" in said
+    (kept,) = (place / "runs/checkpoints").iterdir()
+    assert kept.name.startswith(row["trial_id"]) and not list((place / "runs/claims").iterdir())
+    assert "no driver runs" in verb(place, "stop", f"tiny/{row['trial_id']}", code=1)
+
+
+def test_a_note_stops_a_trial_at_once_or_with_its_state_saved(tmp_path: Path) -> None:
+    from grokscale.control import ask_stop, forget_stops, notes_in
+    from grokscale.worker import SweepTrainable
+    from tests.test_sweep import job
+
+    store, one = Store(tmp_path / "runs"), resolved()
+    folder = store.sweep_dir(one.sweep_id)
+    asked = {**job(one, [1, 2], 5_000_000), "root": store.root, "threads": 1, "data": str(tmp_path),
+             "stops": str(notes_in(folder))}  # fmt: skip
+    trainable, trial_id = SweepTrainable(asked), one.trial("plain").trial_id
+    for now, kept in ((True, 0), (False, 1)):
+        assert trainable.step()["done"] is False
+        ask_stop(folder, trial_id, now=now)
+        with pytest.raises(TrialStopped, match="stopped by hand"):
+            trainable.step()
+        assert len(list((tmp_path / "runs/checkpoints").iterdir())) == kept
+        forget_stops(folder)
 
 
 def test_resume_adds_trials_and_refuses_another_sweep(whole: tuple[Path, str], undisturbed: tuple[Any, Any]) -> None:
@@ -202,6 +252,25 @@ def test_a_longer_sweep_is_not_done_before_it_ran(tmp_path: Path) -> None:
     mark_ended(tmp_path, resolved().experiment.to_json())
     assert has_ended(tmp_path, resolved().experiment.to_json())
     assert not has_ended(tmp_path, resolved(search={"trials": 5, "seeds": 2}).experiment.to_json())
+
+
+def test_a_disk_without_room_is_said_in_words(tmp_path: Path) -> None:
+    """A tmpfs of one page, which the lock takes up. It wants root; the fault tests fill a larger one under a sweep."""
+    from grokscale.control import ask_stop, mark_ended
+
+    folder = tmp_path / "small"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", f"size={os.sysconf('SC_PAGE_SIZE')}", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(words, check=False, capture_output=True).returncode:
+        pytest.skip("NOT TESTED: a small tmpfs wants root")
+    try:
+        (folder / "ballast").write_text("x")
+        for write_ in (lambda: mark_ended(folder, "{}"), lambda: ask_stop(folder, "0" * 12, now=True),
+                       lambda: locked(folder / "lock", "some-00000000").__enter__()):
+            with pytest.raises(StoreError, match="cannot write to the store: No space left on device; make room"):
+                write_()
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_driver_that_cannot_begin_says_why(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from grokscale.store import Store
 from tests.hosts import RayHosts, ray_hosts
 from tests.test_cli import environment
 from tests.test_service import resolved, until, verb, watched, write
-from tests.test_sweep import replicas_of, trained_twice
+from tests.test_sweep import replicas_of, runs_of, trained_twice
 
 pytest.importorskip("ray.dashboard.optional_deps", reason="Ray Jobs need ray[default]")
 SECRETS = {
@@ -47,7 +48,7 @@ def test_a_sweep_as_a_job(
     """Submitted twice, stopped, resumed; what travels, and what does not."""
     (tmp_path / "travelling.py").write_text(PLUGIN.format(seen=str(tmp_path / "seen")))
     monkeypatch.syspath_prepend(str(tmp_path))
-    changes = {"plugin": "travelling"}
+    changes: dict[str, Any] = {"plugin": "travelling", "tracking": None}  # MLflow's database lies beside the store
     file, sweep_id = write(tmp_path, **changes), resolved(**changes).sweep_id
     (tmp_path / "seen").unlink()
     store = Store(tmp_path / "runs")
@@ -81,7 +82,10 @@ def test_a_sweep_as_a_job(
     assert not any(value in info.encode() for value in planted)
     places = [*(tmp_path / "runs").rglob("*"), *hosts.folder.rglob("*")]
     texts = [path for path in places if path.is_file() and not path.is_symlink()]
-    assert len(texts) > 20
+    assert len(texts) > 20 and {"mlflow.db", "log.txt"} <= {path.name for path in texts}
+    runs = runs_of(store, "tiny")
+    assert {run.data.tags["kind"] for run in runs} == {"sweep", "trial"} and any(run.data.params for run in runs)
+    assert not any(value.decode() in str([run.data, run.info]) for run in runs for value in planted)
     assert [path for path in texts if any(value in path.read_bytes() for value in planted)] == []
 
 

@@ -6,6 +6,7 @@ One Ray serves every test of this file that runs in this process; what has to be
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -332,7 +333,7 @@ def test_stop_hears_signals_and_gives_them_back() -> None:
 def test_a_trial_that_crashes_does_not_stop_the_others(
     ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("grokscale.tuner.ATTEMPTS", 1)  # each costs a new process
+    monkeypatch.setattr("grokscale.tuner.FAILURES", 1)  # each costs a new process
     arms = [{"name": "plain", "method": "none"}, {"name": "broken", "method": "crash"}]
     resolved = resolve(plugin=FAULTY, arm=arms, search={"trials": 0}, confirm={"seeds": 2})
     store = Store(tmp_path)
@@ -343,6 +344,20 @@ def test_a_trial_that_crashes_does_not_stop_the_others(
     assert 'File "' in states["broken"]["error"] and "RuntimeError: planted" in states["broken"]["error"]
     assert "\x1b" not in states["broken"]["error"]
     assert len(store.replicas()) == 2 and result.tau == MIX["horizon"]
+
+
+def test_a_sweep_whose_trials_nearly_all_fail_stops_early_and_says_why(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grokscale.tuner.FAILURES", 1)
+    monkeypatch.setattr("grokscale.desk.MANY", 2)
+    arms = [{"name": name, "method": "crash"} for name in ("plain", "other")]
+    asked = resolve(plugin=FAULTY, arm=arms)
+    with pytest.raises(GrokscaleError, match=r"2 of 2 trials failed, so .*planted: this method cannot start; mend"):
+        run_sweep(asked, Store(tmp_path), tracking="none")
+    rows = Store(tmp_path).trials(sweep_id=asked.sweep_id).to_pylist()
+    assert [row["state"] for row in rows].count("failed") == 2 and len(rows) <= 6, "stopped early"
+    assert "2 of 2 trials failed" in (tmp_path / "sweeps" / asked.sweep_id / "log.txt").read_text()
 
 
 def test_a_plugin_method_that_uses_every_extra_runs_a_whole_sweep(ray_here: None, tmp_path: Path) -> None:
@@ -387,9 +402,11 @@ def test_work_goes_on_from_its_checkpoint(ray_here: None, tmp_path: Path) -> Non
     work.keep()
     (kept,) = (tmp_path / "cut" / "checkpoints").iterdir()
     assert not cut.replicas().num_rows
-    again = Work(cut, job(resolved, seeds, 600))
-    assert next(iter(again)) > reached
+    steps.close()
+    again = iter(Work(cut, job(resolved, seeds, 600)))
+    assert next(again) > reached
     assert kept.exists()
+    again.close()
     list(Work(cut, job(resolved, seeds, 600)))
     assert not kept.exists()
     assert replicas_of(cut) == replicas_of(whole)
@@ -399,7 +416,8 @@ def test_work_goes_on_from_its_checkpoint(ray_here: None, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("spoilt", [b"", b"not a checkpoint", "other"])
 def test_a_checkpoint_that_cannot_be_used_is_no_obstacle(ray_here: None, tmp_path: Path, spoilt: Any) -> None:
-    from grokscale.worker import Checkpoint, Work
+    from grokscale.checkpoint import Checkpoint
+    from grokscale.worker import Work
 
     resolved, store, seeds = resolve(), Store(tmp_path), [seed_for("run", 0)]
     path = Checkpoint(store, resolved.trial("plain"), seeds, 100, "decided").path
@@ -419,9 +437,77 @@ def test_packs_that_are_stored_are_not_trained_again(ray_here: None, tmp_path: P
     steps = iter(Work(store, job(resolved, seeds, 200, lanes=2)))
     while not store.replicas().num_rows:  # the first of two packs, then the worker is lost
         next(steps)
+    steps.close()
     work = Work(store, job(resolved, seeds, 200, lanes=2))
     list(work)
     assert work.finished == len(store.replicas()) == 4 and trained_twice(store) == []
+
+
+def test_a_trial_is_trained_by_one_process_at_a_time(ray_here: None, tmp_path: Path) -> None:
+    """Of two that want it the later waits, and finds it done; one that ended without a word holds nothing up."""
+    from grokscale.checkpoint import Claim
+    from grokscale.worker import Work
+
+    resolved, store, seeds = resolve(), Store(tmp_path), [seed_for("run", 0)]
+    one, other = (iter(Work(store, job(resolved, seeds, 200))) for _ in range(2))
+    assert next(one) >= 0 and [next(other) for _ in range(3)] == [0, 0, 0]
+    list(one)
+    assert list(other) == [] and len(store.replicas()) == 1 and trained_twice(store) == []
+    assert not list((tmp_path / "claims").iterdir())
+    code = "import os, sys; from grokscale.checkpoint import Claim; from grokscale.store import Store\n"
+    code += "assert Claim(Store(sys.argv[1]), 'some').take(); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
+    claim = Claim(store, "some")
+    assert claim.take() and not Claim(store, "some").take()
+    claim.release()
+    assert not list((tmp_path / "claims").iterdir())
+
+
+def test_a_claim_without_a_sign_of_life_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from grokscale import checkpoint
+
+    store = Store(tmp_path)
+    holder, waiter = checkpoint.Claim(store, "some"), checkpoint.Claim(store, "some")
+    assert holder.take() and not waiter.take()
+    os.utime(waiter.path, (1, 1))  # a sign
+    monkeypatch.setattr(checkpoint, "SILENT_S", 1e-9)
+    assert not waiter.take()
+    assert waiter.take()
+    holder.release()
+    assert not list((tmp_path / "claims").iterdir())
+
+
+def test_dear_checkpoints_are_rare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from grokscale import checkpoint
+
+    now = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    spec = resolve().trial("plain")
+    one = checkpoint.Checkpoint(Store(tmp_path), spec, [seed_for("run", 0)], 100, "decided")
+    evaluation = next(train(spec, [seed_for("run", 0)], horizon=100))
+    for cost, rest in ((0.0, checkpoint.CHECKPOINT_S), (3.0, 3.0 / checkpoint.SHARE)):
+        monkeypatch.setattr(one, "save", lambda state, wall_s, cost=cost: now.__setitem__(0, now[0] + cost))
+        one.write(evaluation, 0.0)
+        now[0] += 0.99 * rest
+        assert not one.due
+        now[0] += 0.02 * rest
+        assert one.due
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    from grokscale.checkpoint import Checkpoint
+
+    one = Checkpoint(Store(tmp_path), resolve().trial("plain"), [seed_for("run", 0)], 100, "decided")
+    one.save({"step": 1}, 2.0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    was = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        one.save({"step": 2, "weights": torch.zeros(100_000)}, 3.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, was)
+    assert one.read() == ({"step": 1}, 2.0) and len(list(one.path.parent.iterdir())) == 1
 
 
 def test_measures_asked_for_later_are_taken_and_nothing_known_is_lost(ray_here: None, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from grokscale.errors import GrokscaleError, InputError
+from grokscale.errors import GrokscaleError, InputError, holds_password
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,13 +86,32 @@ def option(*names: str, **more: Any) -> Any:
     return typer.Option(*names, show_default=False, **more)
 
 
+def no_password(context: Any, parameter: Any, value: str | None) -> str | None:
+    """Refuse an address with a password in it, without repeating it, given as an option or by a variable."""
+    if isinstance(value, str) and holds_password(value):
+        given = context.get_parameter_source(parameter.name)
+        named = parameter.envvar if given is not None and given.name == "ENVIRONMENT" else parameter.opts[0]
+        raise InputError(
+            f"{named}: holds a password, which lists of processes, logs and jobs would show; leave it out and set what "
+            "the other side reads from the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, RAY_AUTH_TOKEN_PATH"
+        )
+    return value
+
+
 File = Annotated[Path, typer.Argument(help="Experiment file (TOML).", show_default=False)]
 Sweep = Annotated[
     str | None, typer.Argument(metavar="SWEEP", help="Name or id; the latest by default.", show_default=False)
 ]
 StorePath = Annotated[
     str | None,
-    option("--store", metavar="PATH", envvar="GROKSCALE_STORE", help="Folder, s3:// or gs://; default runs."),
+    option("--store", metavar="PATH", envvar="GROKSCALE_STORE", callback=no_password,
+           help="Folder, s3:// or gs://; default runs."),
+]
+Address = Annotated[
+    str | None,
+    option("--address", metavar="URL", envvar="GROKSCALE_ADDRESS", callback=no_password,
+           help="A Ray cluster's job server, http://HOST:8265."),
 ]
 Data = Annotated[
     Path | None,

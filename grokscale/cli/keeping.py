@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from grokscale.cli.base import StorePath, app, open_store, option
+from grokscale.cli.base import StorePath, app, no_password, open_store, option
 from grokscale.errors import GrokscaleError
 
 store_app = typer.Typer(help="Care for the store.", no_args_is_help=True, rich_markup_mode=None)
@@ -40,7 +40,12 @@ def store_check(
 
 @store_app.command("publish")
 def store_publish(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="Another store: folder, s3:// or gs://.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET", callback=no_password, show_default=False, help="Another store: folder, s3:// or gs://."
+        ),
+    ],
     sweep: Annotated[list[str] | None, option("--sweep", help="Name or id; default all. Repeatable.")] = None,
     weights: Annotated[bool, typer.Option("--weights", help="Kept weights too.")] = False,
     store: StorePath = None,

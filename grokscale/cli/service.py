@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from grokscale.cli.base import (
+    Address,
     Data,
     File,
     Overrides,
@@ -17,7 +18,6 @@ from grokscale.cli.base import (
     app,
     load_registry,
     open_store,
-    option,
     resolve,
     say,
     use_data,
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     from grokscale.spec import Resolved
     from grokscale.store import Store
 
-Address = Annotated[
-    str | None,
-    option("--address", metavar="URL", envvar="GROKSCALE_ADDRESS", help="A Ray cluster's job server, http://HOST:8265."),
-]
 Detach = Annotated[bool, typer.Option("--detach", help="Return once it runs.")]
 Wait = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for the cluster.")]
 
@@ -115,17 +111,25 @@ def logs(
 
 @app.command()
 def stop(
-    sweep: Sweep = None,
+    sweep: Annotated[
+        str | None,
+        typer.Argument(metavar="SWEEP[/TRIAL]", help="Default the latest; a trial by its id.", show_default=False),
+    ] = None,
     now: Annotated[bool, typer.Option("--now", help="At once: trials under way go back to their checkpoints.")] = False,
     address: Address = None,
     store: StorePath = None,
 ) -> None:
-    """Stop a sweep in order: everything is saved, `resume` goes on."""
+    """Stop a sweep, or one of its trials, in order: everything is saved, `resume` goes on."""
     from grokscale import service
 
     opened = open_store(store)
-    sweep_id = opened.find_sweep(sweep)
+    name, _, trial = (sweep or "").partition("/")
+    sweep_id = opened.find_sweep(name or None)
     client = _client(address)
+    if trial:
+        which = service.stop_trial(opened, sweep_id, trial, client, now=now)
+        typer.echo(f"{sweep_id}: stopped {which}; the sweep goes on, grokscale resume {sweep_id} tries it again")
+        return
     where = service.stop(opened, sweep_id, client, now=now)
     if not service.wait_stopped(opened, sweep_id, client):
         raise GrokscaleError(f"{sweep_id}: {where} was told to stop and has not yet; --now does not ask")

@@ -119,7 +119,7 @@ def run(
         names = ",".join(f"'{name.strip()}'" for name in metrics.split(",") if name.strip())
         set_ = [*(set_ or ()), f"metrics.names=[{names}]"]
     entries, resolved = resolve(file, set_)
-    from grokscale import memory, solo
+    from grokscale import memory, packing, solo
     from grokscale.entries import content_digest
     from grokscale.parts import timing_row
     from grokscale.spec import seed_for
@@ -134,14 +134,16 @@ def run(
         raise InputError(f"--save-learned: is what one seed learned, and {len(chosen)} are asked for: name one seed")
     learned: list[bytes] = []
     say(f"{label}: trial {spec.trial_id}, {len(chosen)} seeds, horizon {resolved.horizon:,} steps")
-    found = memory.needs(spec, min(len(chosen), resources.lanes), entries)
+    lanes = resources.lanes or packing.fitting(
+        spec, chosen, horizon=resolved.horizon, share=packing.share_of(resources.cpus, 0), registry=entries)
+    found = memory.needs(spec, min(len(chosen), lanes), entries)
     remembered(resolved, {label: found} if found else {})
     rows = solo.run(
         spec,
         chosen,
         horizon=resolved.horizon,
         until=until.value,
-        lanes=resources.lanes,
+        lanes=lanes,
         threads=resources.cpus,
         registry=entries,
         store=opened,

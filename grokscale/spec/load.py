@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from grokscale.entries import Registry
-from grokscale.errors import InputError, suggest
+from grokscale.errors import InputError, holds_password, masked, suggest
 from grokscale.spec.claims import check_claims
 from grokscale.spec.grid import expand
 from grokscale.spec.messages import location, say
@@ -240,7 +240,7 @@ def _cross(experiment: Experiment) -> list[tuple[Path, str]]:
         found.append((("confirm", "seeds"), text))
     places = {("tracking",): x.tracking, ("store",): x.store, ("cluster", "address"): x.cluster.address}
     for path, place in places.items():
-        if place and re.search(r"://[^/?#]*:[^/?#]*@", place):  # it would be kept in the store, and not shown here
+        if place and holds_password(place):
             text = ("holds a password; leave it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
                     "what the other side reads from its environment")
             found.append((path, text))
@@ -250,7 +250,7 @@ def _cross(experiment: Experiment) -> list[tuple[Path, str]]:
 def _devices(x: Experiment) -> list[tuple[Path, str]]:
     """What does not go with several devices per trial."""
     devices, gpus, found = x.resources.devices, x.resources.gpus, []
-    if 0 < gpus < devices:
+    if devices > 1 and 0 < gpus < devices:
         text = f"{devices} devices need as many GPUs, got gpus = {gpus:g}; take gpus = {devices}, or devices = 1"
         found.append((("resources", "devices"), text))
     asked = {"search": x.search.seeds if x.search.trials else 0, "race": x.race.seeds if x.search.trials else 0,
@@ -283,6 +283,7 @@ def _label(arm: Any) -> str | None:
 def _override(raw: dict[str, Any], argument: str, problems: list[str]) -> Path | None:
     """Write "a.b=c" into `raw`; the path changed, or None with a problem noted."""
     key, equals, text = argument.partition("=")
+    argument = masked(argument)
     parts = dotted(key.strip())
     if not equals or not parts or not all(parts):
         problems.append(

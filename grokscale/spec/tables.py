@@ -91,6 +91,15 @@ def _bytes(value: Any) -> Any:
     return value
 
 
+def _auto(value: Any) -> Any:
+    """ "auto" as 0."""
+    if isinstance(value, str):
+        if value != "auto":
+            raise complaint(f'lanes must be a power of two (2, 4, 8, ...) or "auto", got {shown(value)}')
+        return 0
+    return value
+
+
 Settings = Annotated[dict[str, Any], BeforeValidator(flat_settings)]
 
 
@@ -344,7 +353,8 @@ class Cluster(Table):
 class Resources(Table):
     """[resources] of one trial: CPUs (threads), GPUs, lanes of a pack at most, devices to share the replicas.
 
-    gpus: less than 1 is a share of one, of its memory too.  lanes: halved where memory runs out.
+    gpus: less than 1 is a share of one, of its memory too.
+    lanes: halved where memory runs out; "auto" (kept as 0) is what a few steps of a small pack say would fit.
     devices: GPUs among which a trial's replicas are dealt out; gpus has to be as many.
     compile: compile the gradient, where there is a compiler: half a minute a trial, for runs of many minutes.
     memory: what its methods may remember, "8GB"; None is what the machine has.
@@ -352,15 +362,15 @@ class Resources(Table):
 
     cpus: Annotated[Int, Field(ge=1)] = 1
     gpus: Annotated[Float, Field(ge=0)] = 0.0
-    lanes: Annotated[Int, Field(ge=2)] = 32
+    lanes: Annotated[Int, BeforeValidator(_auto), Field(ge=0)] = 32
     devices: Annotated[Int, Field(ge=1)] = 1
     compile: bool = False
     memory: Annotated[Float, BeforeValidator(_bytes), Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _power(self) -> Resources:
-        if self.lanes & (self.lanes - 1):
-            raise complaint(f"lanes must be a power of two (2, 4, 8, ...), got lanes={self.lanes}")
+        if self.lanes & (self.lanes - 1) or self.lanes == 1:
+            raise complaint(f'lanes must be a power of two (2, 4, 8, ...) or "auto", got lanes={self.lanes}')
         return self
 
 

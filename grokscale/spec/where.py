@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grokscale.errors import masked
+
 Path = tuple[str | int, ...]
 
 
@@ -50,7 +52,7 @@ class Where:
         for changed, argument in reversed(self.overrides):
             shorter = min(len(split(changed)), len(wanted))
             if shorter and wanted[:shorter] == split(changed)[:shorter]:
-                return f"--set {argument}" + (f": {self.key(path)}" if split(changed) != wanted else "")
+                return f"--set {masked(argument)}" + (f": {self.key(path)}" if split(changed) != wanted else "")
         line = next(
             (self._lines[wanted[:n]] for n in range(len(wanted), 0, -1) if wanted[:n] in self._lines), None
         )
@@ -99,7 +101,8 @@ def shown(value: Any) -> str:
     if isinstance(value, int):
         return repr(value) if abs(value) < 10**21 else "an integer of more than 21 digits"
     if isinstance(value, str):
-        text = value if len(value) <= 40 else value[:37] + "..."
+        text = masked(value)
+        text = text if len(text) <= 40 else text[:37] + "..."
         return '"' + text.encode("unicode_escape").decode().replace('"', '\\"') + '"'
     if isinstance(value, Mapping):
         return "a table" if value else "an empty table"

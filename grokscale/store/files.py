@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from grokscale.errors import GrokscaleError
+from grokscale.errors import GrokscaleError, StoreError
 from grokscale.store import objects
 from grokscale.store.schemas import SCHEMA_VERSION, SCHEMAS, conform
 
@@ -89,7 +89,7 @@ class Files:
                 with self.fs.open_output_stream(self.full(path)) as stream:
                     stream.write(data)
         except OSError as error:
-            raise GrokscaleError(f"{self.root}/{path}: cannot write to the store: {error}") from error
+            raise StoreError(f"{self.root}/{path}: cannot write to the store: {error}") from error
 
     def create(self, path: str, data: bytes) -> bool:
         """Writes a file only if there is none of this name: of several writers exactly one gets True."""
@@ -103,7 +103,7 @@ class Files:
         except FileExistsError:
             return False
         except OSError as error:
-            raise GrokscaleError(f"{self.root}/{path}: cannot write to the store: {error}") from error
+            raise StoreError(f"{self.root}/{path}: cannot write to the store: {error}") from error
 
     def delete(self, path: str) -> None:
         """Takes a file away; it may have gone already."""

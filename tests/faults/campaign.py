@@ -1,143 +1,214 @@
-"""A sweep on a cluster of hosts, a fault at some moment of it, and what became of the sweep."""
+"""Sweeps on a cluster of hosts, faults at drawn moments of them, and what became of the sweeps."""
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 import platform
-import signal
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from grokscale import service
-from grokscale.control import holder
+import numpy as np
+
+from grokscale import service, track
 from grokscale.spec import Resolved
 from grokscale.store import Store
-from tests.hosts import RayHosts
+from tests.faults.breaking import FAULTS, Site, until
 from tests.test_sweep import replicas_of, trained_twice, trials_of
 
-if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
-
-SUBMITS = 6  # of one sweep, at most
+SPARE = 6  # submits of a sweep by hand, beyond one for every fault
 RESULTS = Path(__file__).parent / "RESULTS.md"
-Fault = Callable[[RayHosts, Store, str], bool]
-
-
-@dataclass(frozen=True)
-class Moment:
-    """What became of a sweep. at: replicas stored when the fault came.  hit: did the fault find what it breaks?
-    submits: by hand, the first included.  lost, doubled: replicas.  left: trials asked that never ended."""
-
-    fault: str
-    at: tuple[int, ...]
-    hit: bool
-    submits: int
-    lost: int
-    doubled: int
-    left: int
-    same: bool
-    seconds: float
-
-    @property
-    def survived(self) -> bool:
-        return self.same and not (self.lost or self.doubled or self.left)
-
-
-def kill_driver(hosts: RayHosts, store: Store, sweep_id: str) -> bool:
-    """SIGKILL to the driver, wherever it is in its work."""
-    held = holder(store.sweep_dir(sweep_id) / "lock")
-    if held is None or not held.pid:
-        return False
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(held.pid, signal.SIGKILL)
-        return True
-    return False
-
-
-def kill_worker(hosts: RayHosts, store: Store, sweep_id: str) -> bool:
-    """SIGKILL to one process that trains."""
-    for n in sorted(hosts.nodes, reverse=True):
-        for pid in hosts.workers(n):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                return True
-    return False
-
-
-def replace_node(hosts: RayHosts, store: Store, sweep_id: str) -> bool:
-    """A host loses power with all that runs on it; another one, with another address, joins."""
-    old = max(hosts.nodes - {1})
-    trained = bool(hosts.workers(old))
-    hosts.kill(old)
-    hosts.start(5 - old)  # 2 and 3 take turns
-    return trained
-
-
-FAULTS: dict[str, Fault] = {
-    "driver SIGKILL": kill_driver, "worker SIGKILL": kill_worker, "node killed, a new one joins": replace_node,
+KEPT = Path(__file__).parent / "rounds.jsonl"  # the same, to be counted again
+TRIED = 3  # faults whose moment has come that are tried, until one finds what it breaks
+LAST = 12  # replicas of a sweep, before whose storing every fault has come: those of the confirmation end at once
+# Of every hundred faults in the full form. Others than kills last a minute each.
+SHARES = {
+    "worker SIGKILL": 36, "driver SIGKILL": 20, "node killed, a new one joins": 8, "head killed and restarted": 3,
+    "partition of 30 s between head and worker": 5, "worker SIGSTOP 20 s": 5, "driver SIGSTOP 20 s": 4,
+    "raylet SIGSTOP 20 s": 3, "MLflow down for 60 s": 2, "disk full in the store": 4,
+    "driver SIGKILL, then two submits race": 6, "another sweep in the same store": 4,
 }  # fmt: skip
 
 
-def until_done(
-    hosts: RayHosts, client: JobSubmissionClient, resolved: Resolved, store: Store,
-    faults: Sequence[tuple[int, Fault]] = (),
-) -> tuple[int, bool]:
-    """Submit a sweep until it is done, each fault once so many replicas are stored; (submits, did all hit?)."""
-    sweep_id, waiting, hit = resolved.sweep_id, list(faults), True
-    for submits in range(1, SUBMITS + 1):
-        service.submit(resolved, store, client)
-        still = lambda: bool(service.driver(store, sweep_id, client))  # noqa: E731
+@dataclass(frozen=True)
+class Planned:
+    """A fault to come: once so many replicas are stored, and so many seconds later."""
+
+    fault: str
+    at: int
+    later: float = 0.0
+
+
+@dataclass
+class Moment:
+    """A fault that came, or did not (hit).  stored: replicas then.  seconds: to the next one that was stored."""
+
+    fault: str
+    hit: bool
+    stored: int
+    began: float = 0.0
+    seconds: float | None = None
+
+
+@dataclass
+class Round:
+    """A sweep, or two in one store, and its faults.
+
+    submits: by hand, the first included.  lost, doubled: replicas.  wrong: what else is not as it should be.
+    """
+
+    moments: list[Moment] = field(default_factory=list)
+    submits: int = 0
+    lost: int = 0
+    doubled: int = 0
+    wrong: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def survived(self) -> bool:
+        return not (self.lost or self.doubled or self.wrong)
+
+
+def dealt(count: int, each: int, replicas: int, rng: np.random.Generator) -> Iterator[list[Planned]]:
+    """So many faults in all, `each` for a sweep of so many replicas, at drawn moments.
+
+    The first are one of every kind, so that a campaign that is cut short has tried them all; then as SHARES has them.
+    """
+    order: list[str] = []
+    while len(order) < count:
+        hand = [name for name, share in SHARES.items() for _ in range(share if order else 1)]
+        order += [hand[i] for i in rng.permutation(len(hand))]
+    for first in range(0, count, each):
+        names = order[first : min(first + each, count)]
+        moments = sorted(int(at) for at in rng.integers(0, replicas - LAST, len(names)))
+        yield [Planned(name, at, float(rng.uniform(0, 2))) for name, at in zip(names, moments, strict=True)]
+
+
+def until_done(site: Site, planned: Sequence[Planned] = ()) -> Round:
+    """Submit a sweep, and what was begun beside it, until it is done; every fault when its moment has come."""
+    one, waiting, began = Round(), list(planned), time.monotonic()
+    _drive(site, site.resolved, one, waiting)
+    for other in site.beside:
+        _drive(site, other, one, [])
+    one.moments += [Moment(left.fault, False, left.at) for left in waiting]
+    one.seconds = time.monotonic() - began
+    return one
+
+
+def _drive(site: Site, resolved: Resolved, one: Round, waiting: list[Planned]) -> None:
+    store, sweep_id = site.store, resolved.sweep_id
+    still = lambda: bool(service.driver(store, sweep_id, site.client))  # noqa: E731
+    for _ in range(len(waiting) + SPARE):
+        service.submit(resolved, store, site.client)
+        one.submits += 1
         for _ in service.follow(store, sweep_id, still=still):
-            if waiting and store.replicas().num_rows >= waiting[0][0] and still():
-                hit = waiting.pop(0)[1](hosts, store, sweep_id) and hit
+            stored = store.replicas().num_rows
+            for moment in one.moments:
+                if moment.seconds is None and stored > moment.stored:
+                    moment.seconds = time.monotonic() - moment.began
+            for due in [planned for planned in waiting if planned.at <= stored][:TRIED]:
+                if not still():
+                    break
+                time.sleep(due.later)  # the moment was drawn so
+                moment = Moment(due.fault, True, store.replicas().num_rows, time.monotonic())
+                if FAULTS[due.fault](site):  # else there was nothing to break: at the next chance
+                    one.moments.append(moment)
+                    waiting.remove(due)
+                    break
         if service.answered(store, resolved):
-            return submits, hit and not waiting
-    raise AssertionError(f"{sweep_id} is not done after {SUBMITS} submits: {service.last_words(client, sweep_id)}")
+            return
+    raise AssertionError(f"{sweep_id} is not done after {one.submits} submits: "
+                         f"{service.last_words(site.client, sweep_id)}")
 
 
-def tried(
-    name: str, hosts: RayHosts, client: JobSubmissionClient, resolved: Resolved, store: Store,
-    faults: Sequence[tuple[int, Fault]], undisturbed: Store,
-) -> Moment:
-    """Run a sweep through faults and set it beside the undisturbed one."""
-    began = time.monotonic()
-    submits, hit = until_done(hosts, client, resolved, store, faults)
-    seconds = time.monotonic() - began
+def judge(site: Site, one: Round, undisturbed: Store) -> Round:
+    """Set a sweep that is done beside one that nothing happened to."""
+    store = site.store
     want, have = replicas_of(undisturbed), replicas_of(store)
-    trials: dict[Any, Any] = trials_of(store, resolved.sweep_id)
-    same = have == want and trials == trials_of(undisturbed, resolved.sweep_id)
-    left = sum(row["state"] != "ended" for row in store.trials(sweep_id=resolved.sweep_id).to_pylist())
-    lost = sum(have.get(key) != row for key, row in want.items())
-    at = tuple(at for at, _ in faults)
-    return Moment(name, at, hit, submits, lost, len(trained_twice(store)), left, same, seconds)
+    one.lost = sum(have.get(key) != row for key, row in want.items())
+    one.doubled = len(trained_twice(store))
+    one.wrong += [f"{len(have.keys() - want.keys())} replicas more than asked"] if have.keys() - want.keys() else []
+    for resolved in [site.resolved, *site.beside]:
+        trials, wanted = (trials_of(where, resolved.sweep_id) for where in (store, undisturbed))
+        if trials != wanted:
+            one.wrong.append(f"trials of {resolved.sweep_id} are not those of the undisturbed sweep")
+        states = {row["state"] for row in store.trials(sweep_id=resolved.sweep_id).to_pylist()}
+        one.wrong += [f"trials are {state}" for state in states - {"ended"}]
+        if resolved.experiment.tracking not in (None, "none"):
+            one.wrong += _runs(store, resolved)
+    hosts = site.hosts
+    left = lambda: [pid for n in hosts.nodes for pid in (*hosts.workers(n), *hosts.drivers(n))]  # noqa: E731
+    for what, found in (("processes that train", left), ("zombies", hosts.zombies)):
+        try:
+            until(lambda found=found: not found(), "they end", 60.0)
+        except AssertionError:
+            one.wrong.append(f"{what} are left: {found()}")
+    for folder in ("checkpoints", "claims"):
+        kept = sorted(path.name for path in store.folder(folder).iterdir())
+        one.wrong += [f"left in {folder}: {kept}"] if kept else []
+    return one
 
 
-def table(moments: Sequence[Moment], undisturbed_s: float) -> str:
-    """The moments as RESULTS.md shows them."""
-    rows = [
-        "| fault | moments tried | hit | survived | replicas lost | replicas doubled | submits | extra time (s) |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name in dict.fromkeys(moment.fault for moment in moments):
-        mine = [moment for moment in moments if moment.fault == name]
-        extra = sorted(moment.seconds - undisturbed_s for moment in mine)[len(mine) // 2]
-        rows.append(
-            f"| {name} | {len(mine)} | {sum(m.hit for m in mine)} | {sum(m.survived for m in mine)}"
-            f" | {sum(m.lost for m in mine)} | {sum(m.doubled for m in mine)} | {sum(m.submits for m in mine)}"
-            f" | {extra:.0f} |"
-        )
-    where = f"{platform.system()} {platform.release()}, {os.cpu_count()} cores"
+def _runs(store: Store, resolved: Resolved) -> list[str]:
+    """What is wrong with MLflow's runs of a sweep, after one `sync`."""
+    from mlflow import MlflowClient
+
+    uri, sweep_id = str(resolved.experiment.tracking), resolved.sweep_id
+    track.sync(store, sweep_id, uri)
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(resolved.experiment.name)
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], f"tags.sweep_id = '{sweep_id}'", max_results=1000)
+    trials = store.trials(sweep_id=sweep_id).num_rows
+    wrong = [f"MLflow has {len(found)} runs, not {trials + 1}"] if len(found) != trials + 1 else []
+    states = {run.info.status for run in found}
+    client.delete_experiment(experiment.experiment_id)
+    client.rename_experiment(experiment.experiment_id, f"{experiment.name}-{experiment.experiment_id}")
+    return wrong + [f"MLflow's runs are {state}" for state in states - {"FINISHED"}]
+
+
+def keep(rounds: Sequence[Round]) -> None:
+    """Write down what became of the sweeps so far, so that another campaign may go on from there."""
+    KEPT.write_text("".join(json.dumps(asdict(one)) + "\n" for one in rounds))
+
+
+def kept() -> list[Round]:
+    """The sweeps of a campaign that was cut short."""
+    lines = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
+    return [Round(**{**line, "moments": [Moment(**moment) for moment in line["moments"]]}) for line in lines]
+
+
+def table(rounds: Sequence[Round], undisturbed_s: float) -> str:
+    """The faults as RESULTS.md shows them. What was lost counts for every fault of its sweep."""
+    rows = []
+    every = [(round_, moment) for round_ in rounds for moment in round_.moments if moment.hit]
+    for name in [*FAULTS, ""]:
+        mine = [(round_, moment) for round_, moment in every if name in ("", moment.fault)]
+        if not mine:
+            continue
+        seconds = sorted(moment.seconds for _, moment in mine if moment.seconds is not None)
+        again = f"{seconds[len(seconds) // 2]:.0f}" if seconds else "-"
+        mid = {id(round_): round_ for round_, _ in mine}.values()
+        rows.append(f"| {name or '**all**'} | {len(mine)} | {sum(r.survived for r, _ in mine)} "
+                    f"| {sum(r.lost for r in mid)} | {sum(r.doubled for r in mid)} | {again} |")
+    missed = sum(not moment.hit for round_ in rounds for moment in round_.moments)
+    extra = sorted((r.seconds - undisturbed_s) / max(1, len(r.moments)) for r in rounds)
     return "\n".join([
-        "# Faults that a sweep went through", "",
-        f"`make test-faults` on {date.today()}, {where}: Ray hosts in network namespaces, for every moment",
-        "a sweep of its own as a Ray job. Survived: replicas and trials equal those of the undisturbed sweep, nothing",
-        "lost, nothing trained twice to its end, no trial left. Hit: the fault found what it breaks. Submits: by hand,",
-        "the first of each included. Extra time: median.",
-        f"The undisturbed sweep took {undisturbed_s:.0f} s on the same hosts.", "",
-        *rows, "",
-    ])  # fmt: skip
+        "# Faults that sweeps went through", "",
+        f"`make test-faults` on {date.today()}, {platform.system()} {platform.release()}, {os.cpu_count()} cores: Ray",
+        "hosts in network namespaces, sweeps as Ray jobs, faults one after the other at drawn moments of them.", "",
+        f"{len(rounds)} sweeps, {len(every)} faults, {sum(r.submits for r in rounds)} submits by hand. Survived: the",
+        "sweep of the fault ended with the replicas and trials of an undisturbed one (outcome and all steps, by key),",
+        "nothing lost, nothing trained twice to its end, no trial or MLflow run left open, no process, zombie,",
+        "checkpoint or claim left over. What was lost in a sweep counts for every kind of fault that it went through.",
+        "", "| fault | moments tried | survived | replicas lost | replicas doubled | seconds to the next replica |",
+        "|---|---|---|---|---|---|", *rows, "",
+        f"Seconds: median, on a machine that other work kept busy. The undisturbed sweep took {undisturbed_s:.0f} s; a",
+        f"fault added {extra[len(extra) // 2]:.0f} s (median over sweeps). {missed} faults found nothing to break in",
+        "time and are not counted.", "",
+        *(f"- NOT SURVIVED: {', '.join(m.fault for m in r.moments)}: lost {r.lost}, doubled {r.doubled}, {r.wrong}"
+          for r in rounds if not r.survived),
+    ]).rstrip() + "\n"  # fmt: skip

@@ -1,9 +1,9 @@
-"""Faults on hosts of their own: a short form in every run of the suite, all moments with `make test-faults`."""
+"""Faults on hosts of their own: a short form in every run of the suite, at least 200 with `make test-faults`."""
 
 from __future__ import annotations
 
 import os
-import time
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from grokscale.spec import Resolved
 from grokscale.store import Store
 from tests.faults import campaign
+from tests.faults.breaking import Disk, Server, Site
+from tests.faults.campaign import Planned
 from tests.hosts import Network, RayHosts, ray_hosts
 from tests.test_service import resolved
 
@@ -22,60 +25,86 @@ if TYPE_CHECKING:
 
 pytest.importorskip("ray.dashboard.optional_deps", reason="Ray Jobs need ray[default]")
 pytestmark = pytest.mark.fault
-MOMENTS = int(os.environ.get("GROKSCALE_FAULT_MOMENTS", "0"))  # of every fault; 0 is the short form
+COUNT = int(os.environ.get("GROKSCALE_FAULTS", "0"))  # of the full form; 0 is the short form
+EACH = 12  # faults in one sweep
+GO_ON = bool(os.environ.get("GROKSCALE_FAULTS_GO_ON"))  # with the campaign that was cut short
+LONGER: dict[str, Any] = {"search": {"trials": 8, "seeds": 2, "parallel": 4}, "confirm": {"seeds": 4}}
 
 
 @dataclass(frozen=True)
 class Place:
     hosts: RayHosts
     client: JobSubmissionClient
-    undisturbed: Store
-    seconds: float
+    disk: Disk
+    network: Network
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """Two hosts, and a sweep on them to which nothing happened."""
+def place() -> Iterator[Place]:
+    """Two hosts, and a disk that may be full."""
     try:
         network = Network(3)
     except OSError as error:
         pytest.skip(f"no network namespaces here, FAULTS NOT TRIED: {error}")
+    disk = Disk()  # before the hosts, so that they see it
     try:
-        with ray_hosts(2, network) as hosts:
-            client = hosts.client()
-            store, began = Store(tmp_path_factory.mktemp("undisturbed")), time.monotonic()
-            assert campaign.until_done(hosts, client, resolved(), store) == (1, True)
-            yield Place(hosts, client, store, time.monotonic() - began)
+        with ray_hosts(2, network, cpus=1 if COUNT else 2) as hosts:  # fewer processes to start again
+            yield Place(hosts, hosts.client(), disk, network)
     finally:
+        disk.close()
         network.close()
 
 
-def check(moment: campaign.Moment) -> None:
-    assert moment.survived, moment
+def whole(place: Place, folder: Path, *sweeps: Resolved) -> tuple[Store, float]:
+    """Sweeps that nothing happened to, one after the other in one store; the seconds of the last."""
+    store, seconds = Store(folder), 0.0
+    for one in sweeps:
+        round_ = campaign.until_done(Site(place.hosts, place.client, one, store))
+        assert round_.submits == 1
+        seconds = round_.seconds
+    return store, seconds
 
 
-@pytest.mark.skipif(bool(MOMENTS), reason="the full form is asked for")
-def test_one_sweep_through_every_fault(place: Place, tmp_path: Path) -> None:
-    """A worker, a node and the driver die, one after the other, in the same sweep."""
-    faults = [(2, campaign.kill_worker), (6, campaign.replace_node), (10, campaign.kill_driver)]
-    moment = campaign.tried(
-        "all", place.hosts, place.client, resolved(), Store(tmp_path), faults, place.undisturbed
-    )
-    check(moment)
-    assert moment.submits == 2
+@pytest.mark.skipif(bool(COUNT), reason="the full form is asked for")
+def test_one_sweep_through_faults(place: Place, tmp_path: Path) -> None:
+    """A worker and a node die, the disk is full, and the driver dies, one after the other, in the same sweep."""
+    undisturbed, _ = whole(place, tmp_path / "undisturbed", resolved())
+    site = Site(place.hosts, place.client, resolved(), Store(place.disk.folder / "store"), place.disk)
+    names = ["worker SIGKILL", "node killed, a new one joins", "disk full in the store", "driver SIGKILL"]
+    planned = [Planned(name, at) for name, at in zip(names, (2, 5, 8, 10), strict=True)]
+    round_ = campaign.judge(site, campaign.until_done(site, planned), undisturbed)
+    assert round_.survived and all(moment.hit for moment in round_.moments), round_
+    assert round_.submits >= 3
 
 
-@pytest.mark.skipif(not MOMENTS, reason="make test-faults")
-def test_every_fault_at_many_moments(place: Place, tmp_path: Path) -> None:
-    rng = np.random.default_rng(7)
-    total = len(place.undisturbed.replicas())
-    done: list[campaign.Moment] = []
-    for number in range(MOMENTS):
-        for name, fault in campaign.FAULTS.items():
-            at = int(rng.integers(0, total - 4))
-            store: Any = Store(tmp_path / f"{number}-{name.split()[0]}")
-            done.append(campaign.tried(
-                name, place.hosts, place.client, resolved(), store, [(at, fault)], place.undisturbed
-            ))  # fmt: skip
-            campaign.RESULTS.write_text(campaign.table(done, place.seconds))
-            check(done[-1])
+@pytest.mark.skipif(not COUNT, reason="make test-faults")
+def test_many_sweeps_through_many_faults(place: Place, tmp_path: Path) -> None:
+    one, other = resolved(**LONGER), resolved(**LONGER, name="beside")
+    alone, seconds = whole(place, tmp_path / "alone", one)
+    both: Store | None = None
+    server, rounds = Server(f"{place.network.net}.254"), campaign.kept() if GO_ON else []
+    try:
+        before = len(rounds)
+        plans = campaign.dealt(COUNT, EACH, alone.replicas().num_rows, np.random.default_rng(7 + before))
+        for number, planned in enumerate(plans):
+            if sum(moment.hit for round_ in rounds for moment in round_.moments) >= COUNT:
+                break
+            tracked = any(fault.fault.startswith("MLflow") for fault in planned)
+            if tracked:
+                server.start()
+            asked = resolved(**LONGER, tracking=server.uri) if tracked else one
+            store: Any = Store(place.disk.folder / str(number))
+            site = Site(place.hosts, place.client, asked, store, place.disk, server, other)
+            round_ = campaign.until_done(site, planned)
+            if site.beside and both is None:
+                both, _ = whole(place, tmp_path / "both", one, other)
+            rounds.append(campaign.judge(site, round_, both or alone if site.beside else alone))
+            campaign.keep(rounds)
+            campaign.RESULTS.write_text(campaign.table(rounds, seconds))
+            print(number, rounds[-1], file=sys.__stderr__, flush=True)
+            server.crash()
+            if rounds[-1].survived:
+                place.disk.clear()
+    finally:
+        server.close()
+    assert all(round_.survived for round_ in rounds), campaign.table(rounds, seconds)

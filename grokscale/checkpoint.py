@@ -1,0 +1,148 @@
+"""A pack while it trains: the file that it goes on from, and the claim that one process at a time trains a trial."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import pickle
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from grokscale.errors import StoreError
+from grokscale.spec import TrialSpec, canonical_json
+from grokscale.store import Store
+from grokscale.train import Evaluation
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_S = 10.0  # between two checkpoints of a pack, at least ...
+SHARE = 0.01  # ... and at most this share of the time goes into writing them
+ALIVE_S = 5.0  # a claim says that its process lives so often, at most
+SILENT_S = 600.0  # a process that has not said so for so long is taken for lost, though the system says it lives
+
+
+class Checkpoint:
+    """The file in which a pack is kept while it trains: <root>/checkpoints/<trial_id>-<hash of the
+    request>.pt.
+    """
+
+    def __init__(
+        self, store: Store, spec: TrialSpec, seeds: Sequence[int], horizon: int, until: str, metrics: Sequence[str] = ()
+    ) -> None:
+        asked = [list(seeds), horizon, until, *([list(metrics)] if metrics else [])]
+        request = hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:12]
+        self.path: Path = store.folder("checkpoints") / f"{spec.trial_id}-{request}.pt"
+        self._next = time.monotonic() + CHECKPOINT_S
+
+    @property
+    def due(self) -> bool:
+        """Is it time to write again? The dearer the last one was, the later."""
+        return time.monotonic() >= self._next
+
+    def write(self, evaluation: Evaluation, wall_s: float) -> None:
+        """Replace the file by a snapshot; a cut leaves the old one."""
+        began = time.monotonic()
+        self.save(evaluation.snapshot(), wall_s)
+        now = time.monotonic()
+        self._next = now + max(CHECKPOINT_S, (now - began) / SHARE)
+
+    def save(self, state: dict[str, Any], wall_s: float) -> None:
+        """`write`, of a snapshot that has been taken: of these replicas or more.
+
+        Where it cannot be written the old one stays: what there is room for later is not lost.
+        """
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save({"pack": state, "wall_s": wall_s}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where the disk is full
+            log.warning("%s cannot be written, the one before stays: %s", self.path, error)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def read(self) -> tuple[dict[str, Any] | None, float]:
+        """(snapshot, seconds spent on it); (None, 0) where there is none that can be read."""
+        try:
+            kept = torch.load(self.path, weights_only=True)
+        except FileNotFoundError:
+            return None, 0.0
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            log.warning("%s cannot be read, starting afresh: %s", self.path, error)
+            return None, 0.0
+        return kept["pack"], kept["wall_s"]
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class Claim:
+    """One process at a time trains a trial, of whatever sweep: an flock on <root>/claims/<trial_id>.
+
+    A worker that is cut off from its cluster trains on, while another process is given its trial; two sweeps of one
+    store may want the same one. The later process waits, and then finds in the store what the first has done. The
+    system lets go of an flock when its process ends, however it ends.
+    """
+
+    def __init__(self, store: Store, trial_id: str) -> None:
+        self.path: Path = store.folder("claims") / trial_id
+        self._file: TextIO | None = None
+        self._told = 0.0
+        self._seen: tuple[int, float] | None = None  # the holder's last sign of life, and since when it is that
+
+    def take(self) -> bool:
+        """Take it, if nobody has it, or its holder has been silent for long."""
+        try:
+            file = self.path.open("a")
+        except OSError as error:
+            raise StoreError(f"{self.path}: cannot write to the store: {error.strerror}") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return self._silent()
+        except OSError as error:  # a file system without locks: what is trained twice is dropped when read
+            log.debug("%s: %s", self.path, error)
+            file.close()
+            return True
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+                self._file = file
+                return True
+        file.close()  # its holder has just removed it
+        return False
+
+    def alive(self) -> None:
+        """Say that this process is at work."""
+        if self._file is not None and (now := time.monotonic()) - self._told >= ALIVE_S:
+            self._told = now
+            os.utime(self._file.fileno())
+
+    def release(self) -> None:
+        if self._file is not None:
+            self.path.unlink(missing_ok=True)
+            self._file.close()
+            self._file = None
+
+    def _silent(self) -> bool:
+        try:
+            sign = self.path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        now = time.monotonic()  # two hosts' clocks need not agree
+        if self._seen is None or self._seen[0] != sign:
+            self._seen = sign, now
+        if now - self._seen[1] < SILENT_S:
+            return False
+        log.warning("%s: its holder has been silent for %.0f s and is taken for lost", self.path, SILENT_S)
+        return True
