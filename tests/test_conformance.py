@@ -170,7 +170,7 @@ def test_numbers_outside_their_range_are_refused_with_the_knobs_name(name: str) 
         "ngd-toy": {"size": 0},
         "shampoo": {"beta": 1.0, "eps": 0.0, "every": 0},
         "grokalign": {"lam": -1.0},
-        "soap": {"beta1": 1.0, "beta2": -0.1, "eps": 0.0, "period": 0},
+        "soap": {"beta1": 1.0, "beta2": -0.1, "eps": 0.0, "period": 0, "matrices": "some"},
         "muon": {"beta": 1.0, "ns_steps": 100, "ns_dtype": "fp8", "scale": "none", "order": "both", "companion": 0.0,
                  "beta1": 1.0, "beta2": -0.1, "eps": 0.0},
         "ademamix": {"alpha": -1.0, "beta1": 1.0, "beta2": 1.0, "beta3": 1.0, "eps": 0.0, "alpha_warmup": -1,
