@@ -69,7 +69,7 @@ class Soap:
 
     @staticmethod
     def first(g: Tensor) -> Tensor:
-        """Left singular vectors; then, one at a time, what is left of the axes and has most of the ramp n, n - 1, ..."""
+        """Left singular vectors; then, one at a time, what is left of space and has most of n, n - 1, ..."""
         n = len(g)
         u, s, _ = torch.linalg.svd(g)
         found = [u[:, i] for i in range(int((s > 1e-6 * s.max()).sum()))]

@@ -161,7 +161,7 @@ def test_numbers_outside_their_range_are_refused_with_the_knobs_name(name: str) 
         "egd": {
             "eps": 0.0, "layers": "none", "form": "exact", "rtol": 1.0, "polar": "qr", "blocks": 0, "refresh": 0},
         "egd-rsvd": {"rank": 0, "power": -1, "eps": 0.0, "layers": "none"},
-        "egd-topk": {"rank": 0, "power": 0, "eps": 0.0, "rest": "double", "layers": "none"},
+        "egd-topk": {"rank": 0, "power": 0, "eps": 0.0, "rest": "double", "by": "arnoldi", "layers": "none"},
         "egd-power": {"q": 3.0, "eps": 0.0, "layers": "none"},
         "egd-colnorm": {"floor": 0.0, "axis": "column", "layers": "none"},
         "normgrad": {"c": 0.0, "scope": "row", "clip": -1.0},

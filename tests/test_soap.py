@@ -36,7 +36,7 @@ def follow(transform: Transform, stream: list[Params]) -> tuple[list[Params], An
      {"beta1": 0.0, "period": 2, "matrices": "inner"}],
 )  # fmt: skip
 def test_it_is_its_twin(knobs: dict[str, Any]) -> None:
-    """Gradients of full rank, new at every step; the first one leaves four of seven directions of a side to the ramp."""
+    """Gradients of full rank, new at every step; the first leaves four of seven directions of a side to the ramp."""
     stream = [draw(seed) for seed in range(1, 41)]
     turned = INNER if "matrices" in knobs else [k for k, shape in SHAPES.items() if len(shape) == 2]
     twins = {k: Soap(p.shape, k in turned, {**METHOD.defaults, **knobs}) for k, p in stream[0].items()}
@@ -85,7 +85,7 @@ def test_a_constant_gradient_gives_egds_answer_from_the_second_step_on(period: i
 
 
 def test_columns_change_places_and_the_means_of_squares_with_them() -> None:
-    """The axes of a diagonal gradient whose sizes swap: the basis keeps to falling eigenvalues, and the step the sign."""
+    """A diagonal gradient whose sizes swap: the basis keeps to falling eigenvalues, and the step is the sign."""
     big, small = (torch.zeros(3, 5, dtype=torch.float64) for _ in range(2))
     for g, sizes in ((big, (3.0, -2.0, 1.0)), (small, (1.0, -2.0, 3.0))):
         g[range(3), range(3)] = torch.tensor(sizes, dtype=torch.float64)
