@@ -313,7 +313,7 @@ def test_lanczos_is_rayleigh_and_ritz_on_its_krylov_space(steps: int, power: int
 
 
 def test_lanczos_ends_where_its_space_does() -> None:
-    """Rank one, one singular value six times over, nothing at all: finite, no direction above 1, no rounding blown up."""
+    """Rank one, one singular value six times over, nothing at all: no direction above 1, no rounding blown up."""
     lanczos = make("egd-topk", by="lanczos", rank=3, power=1, rest="drop")
     one = torch.outer(normal(6), normal(10))
     assert relative(once(lanczos, one), one / one.norm()) < 1e-9

@@ -138,9 +138,9 @@ def topk(rank: int = 16, power: int = 1, rest: str = "keep", by: str = "subspace
 
     rank: k; above min(m, n) it is all of G.  rest: "keep" G - U_k U_k^T G as it is, or "drop" it.
     by: how the directions are found. "subspace": they follow the gradient by subspace iteration from those of the step
-    before, `power` times Q <- qr(G Q), Q <- qr(G^T Q), at a cost linear in the rank. "lanczos": anew at every step, from
-    a Krylov space of (power + 1) k dimensions over one column drawn at the start (`spectra.lanczos`); of directions with
-    the same singular value it finds one.
+    before, `power` times Q <- qr(G Q), Q <- qr(G^T Q), at a cost linear in the rank. "lanczos": anew at every step, in
+    a Krylov space of (power + 1) k dimensions over one column drawn at the start (`spectra.lanczos`); of directions
+    with the same singular value it finds one.
     eps, layers, switch, sticky, watch: as `egd`.
     Source: methods.md 5.3, EGD-12 (cheap spectra).
     """
