@@ -160,7 +160,8 @@ def topk(rank: int = 16, power: int = 1, rest: str = "keep", by: str = "subspace
             u, s, basis = spectra.leading(a, kept, power)
             rows = u.mT @ a
         else:
-            u, basis = spectra.lanczos(a, kept, _krylov(*a.shape, rank, power), min(rank, *a.shape)), kept
+            m, n = a.shape
+            u, basis = spectra.lanczos(a, kept, _krylov(m, n, rank, power), min(rank, m, n)), kept
             rows = u.mT @ a
             s = torch.linalg.vector_norm(rows, dim=-1)  # so that nothing is divided by what is not there
         out = u @ (rows / torch.clamp(s, min=eps).unsqueeze(-1))

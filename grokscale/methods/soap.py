@@ -93,9 +93,10 @@ def soap(
         out = {k: (1 / first) * (p[k].mT @ m[k] @ q[k] if k in p else m[k]) / (v[k].sqrt() / second + eps) for k in m}
         out = {k: p[k] @ d @ q[k].mT if k in p else d for k, d in out.items()}
         if t % period == 0:
-            turns = {k: (turned(left[k], p[k]), turned(right[k], q[k])) for k in p}
-            p, q = {k: new[0] for k, (new, _) in turns.items()}, {k: new[0] for k, (_, new) in turns.items()}
-            for k, ((_, rows), (_, columns)) in turns.items():
+            p, q = dict(p), dict(q)
+            for k in p:
+                p[k], rows = turned(left[k], p[k])
+                q[k], columns = turned(right[k], q[k])
                 v[k] = torch.take_along_dim(v[k], rows.unsqueeze(1), 0)
                 v[k] = torch.take_along_dim(v[k], columns.unsqueeze(0), 1).contiguous()
         return out, SoapState(m, v, left, right, p, q)
