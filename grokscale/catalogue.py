@@ -31,6 +31,8 @@ def methods(registry: Registry) -> str:
 
 def tasks(registry: Registry) -> str:
     """Every task with its options and presets, then every model with its options."""
+    from grokscale.train.costs import model_flops
+
     blocks = []
     for entry in registry.tasks.values():
         rows = [
@@ -38,6 +40,8 @@ def tasks(registry: Registry) -> str:
             f"model: {_settings(entry.model)}",
             f"optimiser: {_settings(entry.optimiser)}",
             f"grokked at {entry.threshold:g}, horizon {entry.horizon:,} steps",
+            f"flops: {model_flops(entry, registry):.3g} a step, the model forward and backward on a batch of "
+            f"{entry.optimiser['batch']:,}",
         ]
         blocks.append(_block(entry.name, entry.summary, entry.source, rows))
     for entry in registry.models.values():

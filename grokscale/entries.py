@@ -90,6 +90,7 @@ class ModelEntry:
     build: (task, **options) -> an ordinary nn.Module for one replica, with roles.
     defaults: every option with its usual value.
     version: raised when the same options would no longer give the same network or the same first weights.
+    flops: (task, batch, options) -> operations of the loss's gradient on a batch, for a net that takes long to count.
     """
 
     name: str
@@ -97,6 +98,7 @@ class ModelEntry:
     build: Callable[..., Any]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     version: int = 1
+    flops: Callable[..., float] | None = None
 
 
 def content_digest(content: bytes) -> str:

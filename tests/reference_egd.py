@@ -70,6 +70,24 @@ def randomised(gradient: Tensor, sketch: Tensor, power: int = 2, eps: float = 1e
     return u @ torch.diag(1 / torch.clamp(s, min=eps)) @ u.T @ gradient
 
 
+class Leading:
+    """Subspace iteration that goes on from step to step, and the clamp along what it has found (EGD-12)."""
+
+    def __init__(self, basis: Tensor, power: int) -> None:
+        self.basis, self.power = basis.clone(), power
+
+    def step(self, gradient: Tensor, eps: float, keep: bool) -> Tensor:
+        for _ in range(self.power):
+            self.basis = orthonormal(gradient.T @ orthonormal(gradient @ self.basis))
+        u, s, _ = torch.linalg.svd(gradient @ self.basis, full_matrices=False)
+        out = torch.zeros_like(gradient)
+        for i in range(u.shape[1]):
+            out += torch.outer(u[:, i], u[:, i] @ gradient) / max(float(s[i]), eps)
+            if keep:
+                out -= torch.outer(u[:, i], u[:, i] @ gradient)
+        return out + gradient if keep else out
+
+
 @dataclass
 class Switched:
     """Off once validation accuracy passed `threshold`; acts on the listed matrices of the net."""

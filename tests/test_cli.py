@@ -184,8 +184,11 @@ def test_methods_and_tasks_list_every_entry() -> None:
         assert entry and all(re.search(rf"^    {knob} =", entry, re.MULTILINE) for knob in method.defaults)
         if method.factory.__module__.startswith("grokscale.methods."):
             assert "\n    flops: " in entry and method.source.split(",")[0] in entry, method.name
-    for name in [*entries.tasks, *(f"model {name}" for name in entries.models)]:
-        assert f"\n{name}\n" in f"\n{tasks}"
+    for name, task in entries.tasks.items():
+        entry = f"\n{tasks}".partition(f"\n{name}\n")[2].partition("\n\n")[0]
+        assert re.search(r"^    flops: [\d.e+]+ a step", entry, re.MULTILINE), name
+        assert task.source.split(",")[0] in entry and all(f"{option} " in entry for option in task.defaults), name
+    assert all(f"\nmodel {name}\n" in tasks for name in entries.models)
     assert max(map(len, (listed + tasks).splitlines())) <= 100
 
 

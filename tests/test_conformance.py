@@ -161,7 +161,7 @@ def test_numbers_outside_their_range_are_refused_with_the_knobs_name(name: str) 
         "egd": {
             "eps": 0.0, "layers": "none", "form": "exact", "rtol": 1.0, "polar": "qr", "blocks": 0, "refresh": 0},
         "egd-rsvd": {"rank": 0, "power": -1, "eps": 0.0, "layers": "none"},
-        "egd-topk": {"rank": 0, "power": 0, "eps": 0.0, "rest": "double", "layers": "none"},
+        "egd-topk": {"rank": 0, "power": 0, "eps": 0.0, "rest": "double", "by": "arnoldi", "layers": "none"},
         "egd-power": {"q": 3.0, "eps": 0.0, "layers": "none"},
         "egd-colnorm": {"floor": 0.0, "axis": "column", "layers": "none"},
         "normgrad": {"c": 0.0, "scope": "row", "clip": -1.0},
@@ -170,7 +170,7 @@ def test_numbers_outside_their_range_are_refused_with_the_knobs_name(name: str) 
         "ngd-toy": {"size": 0},
         "shampoo": {"beta": 1.0, "eps": 0.0, "every": 0},
         "grokalign": {"lam": -1.0},
-        "soap": {"beta1": 1.0, "beta2": -0.1, "eps": 0.0, "period": 0},
+        "soap": {"beta1": 1.0, "beta2": -0.1, "eps": 0.0, "period": 0, "matrices": "some"},
         "muon": {"beta": 1.0, "ns_steps": 100, "ns_dtype": "fp8", "scale": "none", "order": "both", "companion": 0.0,
                  "beta1": 1.0, "beta2": -0.1, "eps": 0.0},
         "ademamix": {"alpha": -1.0, "beta1": 1.0, "beta2": 1.0, "beta3": 1.0, "eps": 0.0, "alpha_warmup": -1,

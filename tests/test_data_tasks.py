@@ -25,6 +25,7 @@ from grokscale.tasks.imdb import imdb
 from grokscale.tasks.mnist import mnist
 from grokscale.tasks.qm9 import FEATURES, graph, qm9
 from grokscale.train import Evaluation, train
+from grokscale.train.costs import counted
 from grokscale.transform import Params
 from tests import datafiles
 from tests import reference_data as ref
@@ -355,6 +356,15 @@ def test_recurrent_net_has_the_papers_size() -> None:
     params = initial(model, torch.Generator().manual_seed(0))
     assert float(params["tokens"].std()) == pytest.approx(6, rel=0.02)
     assert float(params["hh_w_1"].abs().max()) == pytest.approx(6 / 16, rel=0.01)
+
+
+@pytest.mark.parametrize(("layers", "length"), [(1, 1), (2, 3), (3, 26)])
+def test_the_recurrent_nets_operations_are_those_that_torch_counts(layers: int, length: int) -> None:
+    entry, task = REGISTRY.models["lstm"], make("imdb", length=length)
+    options = {**entry.defaults, "dim": 5, "width": 6, "layers": layers}
+    ids, labels = torch.zeros(7, length, dtype=torch.int32, device="meta"), torch.zeros(7, device="meta")
+    assert entry.flops is not None
+    assert entry.flops(task, 7, options) == counted(task, entry.build(task, **options), ids, labels)
 
 
 # ---------------------------------------------------------------------------------------------- qm9

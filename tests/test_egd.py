@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -259,6 +261,17 @@ def test_topk_follows_the_leading_directions(rest: str) -> None:
     assert relative(all_of_it, ref.clamped(g)) < 1e-9
 
 
+@pytest.mark.parametrize("rest", ["keep", "drop"])
+@pytest.mark.parametrize("power", [1, 3])
+def test_topk_is_the_algorithm(power: int, rest: str) -> None:
+    """Step by step on gradients that have little in common: the twin goes on from its own basis."""
+    stream = [normal(7, 9, seed=i) for i in range(6)]
+    transform = make("egd-topk", rank=3, power=power, rest=rest, eps=0.5)
+    twin = ref.Leading(transform.init({"w": stream[0]}, ROLES, torch.Generator().manual_seed(5)).kept["w"], power)
+    for g, (out, _) in zip(stream, replay(transform, stream), strict=True):
+        assert relative(out, twin.step(g, eps=0.5, keep=rest == "keep")) < 1e-9
+
+
 def test_topk_goes_on_from_the_step_before() -> None:
     """One step from a random start misses directions that lie close together; many of a slowly moving stream do not."""
     base, drift = spectrum([3.0, 2.9, 2.8, 2.7, 2.6, 2.5], 6, 10), normal(6, 10)
@@ -271,6 +284,43 @@ def test_topk_goes_on_from_the_step_before() -> None:
 
     assert error(outs[0], stream[0]) > 0.3
     assert error(outs[-1], stream[-1]) < 0.1
+
+
+@pytest.mark.parametrize("size", [(6, 10), (10, 6), (7, 7)])
+def test_lanczos_of_a_whole_krylov_space_is_the_decomposition(size: tuple[int, int]) -> None:
+    g = normal(*size)
+    transform = make("egd-topk", by="lanczos", rank=2, power=4, rest="drop")
+    u, _, vh = torch.linalg.svd(g)
+    assert relative(once(transform, g), u[:, :2] @ vh[:2]) < 1e-9
+    assert relative(once(make("egd-topk", by="lanczos", rank=64), g), ref.clamped(g)) < 1e-9
+
+
+@given(steps=st.integers(1, 8), power=st.integers(1, 2), seed=st.integers(0, 99))
+@settings(max_examples=25)
+def test_lanczos_is_rayleigh_and_ritz_on_its_krylov_space(steps: int, power: int, seed: int) -> None:
+    """The twin builds the space from powers, v, (G'G) v, (G'G)^2 v, ..., v = G'u, and leaves the rest to the SVD."""
+    g, first = normal(9, 12, seed=seed), normal(9, 1, seed=seed + 1)
+    k = max(1, steps // (power + 1))
+    space = [g.T @ first / (g.T @ first).norm()]
+    for _ in range(steps - 1):
+        following = g.T @ (g @ space[-1])
+        space.append(following / following.norm())
+    q = torch.linalg.qr(torch.cat(space, 1))[0]
+    u = torch.linalg.svd(g @ q, full_matrices=False)[0][:, :k]
+    found = spectra.lanczos(g, first, steps, k)
+    assert torch.allclose(found @ found.T, u @ u.T, atol=1e-5)  # powers lose digits, the recursion does not
+    assert torch.allclose(found.T @ found, torch.eye(k).double(), atol=1e-12)
+
+
+def test_lanczos_ends_where_its_space_does() -> None:
+    """Rank one, one singular value six times over, nothing at all: no direction above 1, no rounding blown up."""
+    lanczos = make("egd-topk", by="lanczos", rank=3, power=1, rest="drop")
+    one = torch.outer(normal(6), normal(10))
+    assert relative(once(lanczos, one), one / one.norm()) < 1e-9
+    same = torch.linalg.qr(normal(10, 6))[0].T * 5
+    out = once(lanczos, same)
+    assert torch.linalg.svdvals(out)[:2].tolist() == pytest.approx([1.0, 0.0], abs=1e-9)
+    assert not once(lanczos, torch.zeros(6, 10).double()).any()
 
 
 # --------------------------------------------------------------------------------------------- which tensors
@@ -377,6 +427,7 @@ def test_the_engine_is_the_twin(part: dict[str, Any]) -> None:
         {"name": "egd", "refresh": 4, "blocks": 3}, {"name": "egd", "polar": "newton-schulz"},
         {"name": "egd", "form": "pinv", "polar": "svd"}, {"name": "egd-rsvd", "rank": 3, "fixed_sketch": True},
         {"name": "egd-rsvd", "rank": 40, "power": 0}, {"name": "egd-topk", "rank": 3, "rest": "drop"},
+        {"name": "egd-topk", "rank": 3, "by": "lanczos"},
     ],
     ids=lambda part: str(list(part.values())),
 )  # fmt: skip
@@ -398,6 +449,7 @@ def test_lanes_and_a_resume_change_no_bit(part: dict[str, Any], form: str) -> No
     [
         ("egd", {}), ("egd", {"refresh": 2, "blocks": 2}), ("egd", {"polar": "newton-schulz"}),
         ("egd", {"form": "pinv", "rtol": 1e-3}), ("egd-colnorm", {}), ("egd-topk", {"rank": 2}), ("egd-power", {}),
+        ("egd-topk", {"rank": 2, "by": "lanczos"}),
         ("egd-rsvd", {"rank": 2, "fixed_sketch": True}),
     ],
     ids=str,
@@ -430,7 +482,8 @@ def test_kernels_of_many_lanes_are_those_of_each(name: str, knobs: dict[str, Any
     [("egd", {"polar": how}) for how in POLARS]
     + [("egd", {"blocks": 3}), ("egd", {"polar": "newton-schulz", "blocks": 4}), ("egd-colnorm", {}), ("egd-power", {})]
     + [("egd-rsvd", {"rank": r, "power": p}) for r in (3, 64) for p in (0, 2)]
-    + [("egd-topk", {"rank": r, "rest": rest}) for r in (3, 64) for rest in ("keep", "drop")],
+    + [("egd-topk", {"rank": r, "rest": rest, "by": by})
+       for r in (3, 64) for rest, by in (("keep", "subspace"), ("drop", "subspace"), ("keep", "lanczos"))],
     ids=str,
 )
 def test_products_are_counted_as_torch_counts_them(name: str, knobs: dict[str, Any]) -> None:

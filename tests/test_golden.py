@@ -1,4 +1,4 @@
-"""The engine still gives the curves that it gave: 200 steps per method and form of task, float64 on the CPU."""
+"""The engine still gives the curves that it gave: 100 or 200 steps per method and form of task, float64 on the CPU."""
 
 from __future__ import annotations
 

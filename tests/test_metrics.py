@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from grokscale.rng import generator
 from grokscale.spec import TrialSpec
 from grokscale.tasks.base import Split
 from grokscale.train import Evaluation, Lanes, Program, train
+from grokscale.train.costs import model_flops
 from grokscale.transform import Params, Role, Transform, chain, stateless
 from tests import reference_metrics as ref
 from tests.test_conformance import lane_bits
@@ -415,6 +417,17 @@ def test_flops_of_a_step_are_those_of_its_matrix_products() -> None:
     row = run("parity-mlp2", metrics=(), steps=10).replicas()[0]
     b, n, w = 16, 12, 16
     assert row["flops_per_step"] == 2 * (2 * b * n * w) + 3 * (2 * b * w)
+
+
+@pytest.mark.parametrize("form", ["pairs-mlp2", "tokens-decoder"])
+def test_the_list_of_tasks_counts_what_a_run_counts(form: str) -> None:
+    """Without data, on the meta device: the same operations as of the batch that was trained on."""
+    tables = FORMS[form]
+    entry = REGISTRY.tasks[tables["task"]["name"]]
+    small = replace(
+        entry, defaults={**entry.defaults, **{k: v for k, v in tables["task"].items() if k != "name"}},
+        model=tables["model"], optimiser=tables["optimiser"])
+    assert model_flops(small, REGISTRY) == run(form, metrics=(), steps=10).replicas()[0]["flops_per_step"]
 
 
 def test_method_flops_are_what_the_methods_declare() -> None:

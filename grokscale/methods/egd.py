@@ -39,7 +39,7 @@ COLNORM_DEFAULTS: dict[str, Any] = {"floor": 0.01, "axis": "neuron", **COMMON}
 COLNORM_SPACE = {"floor": FloatDistribution(1e-4, 1e-1, log=True), **COMMON_SPACE}
 RSVD_DEFAULTS: dict[str, Any] = {"rank": 64, "power": 2, "eps": 1e-6, "fixed_sketch": False, **COMMON}
 RSVD_SPACE = {"rank": RANKS, "power": IntDistribution(0, 3), "eps": EPS, **COMMON_SPACE}
-TOPK_DEFAULTS: dict[str, Any] = {"rank": 16, "power": 1, "rest": "keep", "eps": 1e-6, **COMMON}
+TOPK_DEFAULTS: dict[str, Any] = {"rank": 16, "power": 1, "rest": "keep", "by": "subspace", "eps": 1e-6, **COMMON}
 TOPK_SPACE = {
     "rank": RANKS, "power": IntDistribution(1, 3), "rest": CategoricalDistribution(["keep", "drop"]), "eps": EPS,
     **COMMON_SPACE}
@@ -132,27 +132,38 @@ def rsvd(rank: int = 64, power: int = 2, eps: Scalar = 1e-6, fixed_sketch: bool 
     return over_matrices(form, layers, switch, sticky, watch)
 
 
-def topk(rank: int = 16, power: int = 1, rest: str = "keep", eps: Scalar = 1e-6, layers: str = "mlp",
-         switch: Scalar = 0.95, sticky: bool = True, watch: str = "accuracy") -> Transform:
+def topk(rank: int = 16, power: int = 1, rest: str = "keep", by: str = "subspace", eps: Scalar = 1e-6,
+         layers: str = "mlp", switch: Scalar = 0.95, sticky: bool = True, watch: str = "accuracy") -> Transform:
     """EGD along the leading singular directions only: U_k min(1, S_k / eps) V_k^T, and the rest of G as it is.
 
-    The directions follow the gradient by subspace iteration from those of the step before: `power` times
-    Q <- qr(G Q), Q <- qr(G^T Q), at a cost linear in the rank.
     rank: k; above min(m, n) it is all of G.  rest: "keep" G - U_k U_k^T G as it is, or "drop" it.
+    by: how the directions are found. "subspace": they follow the gradient by subspace iteration from those of the step
+    before, `power` times Q <- qr(G Q), Q <- qr(G^T Q), at a cost linear in the rank. "lanczos": anew at every step, in
+    a Krylov space of (power + 1) k dimensions over one column drawn at the start (`spectra.lanczos`); of directions
+    with the same singular value it finds one.
     eps, layers, switch, sticky, watch: as `egd`.
     Source: methods.md 5.3, EGD-12 (cheap spectra).
     """
     _check_leading(rank, power, least=1)
     _check_eps(eps)
     one_of("rest", rest, ("keep", "drop"))
+    one_of("by", by, ("subspace", "lanczos"))
 
     def start(shape: tuple[int, int], out_dim: int, generator: torch.Generator) -> Tensor:
+        if by == "lanczos":
+            return torch.randn(shape[0], 1, generator=generator).double()
         return torch.linalg.qr(_sketched(min(rank, *shape))(shape, out_dim, generator))[0]
 
     def act(a: Tensor, out_dim: int, kept: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
         a = a.double()
-        u, s, basis = spectra.leading(a, kept, power)
-        rows = u.mT @ a
+        if by == "subspace":
+            u, s, basis = spectra.leading(a, kept, power)
+            rows = u.mT @ a
+        else:
+            m, n = a.shape
+            u, basis = spectra.lanczos(a, kept, _krylov(m, n, rank, power), min(rank, m, n)), kept
+            rows = u.mT @ a
+            s = torch.linalg.vector_norm(rows, dim=-1)  # so that nothing is divided by what is not there
         out = u @ (rows / torch.clamp(s, min=eps).unsqueeze(-1))
         return out + (a - u @ rows) if rest == "keep" else out, basis
 
@@ -224,6 +235,10 @@ def joined(parts: Tensor, shape: torch.Size, out_dim: int, blocks: int) -> Tenso
     return whole if out_dim == 0 else whole.mT
 
 
+def _krylov(m: int, n: int, rank: int, power: int) -> int:
+    return min((power + 1) * rank, m, n)
+
+
 def _sketched(rank: int) -> Callable[[tuple[int, int], int, torch.Generator], Tensor]:
     """Standard normals (n, rank) for a matrix (m, n), drawn as float32 so that both precisions start alike."""
     return lambda shape, out_dim, generator: torch.randn(shape[1], rank, generator=generator).double()
@@ -278,7 +293,11 @@ def _rsvd_cost(m: int, n: int, out_dim: int, knobs: Mapping[str, Any]) -> Cost:
 def _topk_cost(m: int, n: int, out_dim: int, knobs: Mapping[str, Any]) -> Cost:
     k = min(m, n, knobs["rank"])
     rest = Cost(2 * k * m * n, 2 * m * n) if knobs["rest"] == "keep" else Cost(0, 0)
-    return spectra.leading_cost(m, n, k, knobs["power"]) + Cost(4 * k * m * n, k * n) + rest
+    if knobs["by"] == "lanczos":
+        found = spectra.lanczos_cost(m, n, _krylov(m, n, k, knobs["power"])) + Cost(0, 2 * k * n)
+    else:
+        found = spectra.leading_cost(m, n, k, knobs["power"])
+    return found + Cost(4 * k * m * n, k * n) + rest
 
 
 egd_cost, rsvd_cost, topk_cost = cost(_egd_cost), cost(_rsvd_cost), cost(_topk_cost)

@@ -120,8 +120,8 @@ def grokadamw(
     m <- b_i m + (1 - b_i) h with b_i = beta1 (1 - gamma)^i for the i-th parameter tensor, i from 0; v as AdamW;
     g' = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps).
     signal: 1 - val_accuracy, the gap to a training half that is fitted; the released code leaves it to its user, and
-    its own choice, (val loss - train loss) / their maximum, is not at hand here. kappa = 0 uses no signal, and no
-    validation labels.
+    its own choice, max(0, val loss - train loss) / their maximum, needs a training loss, which is not at hand here.
+    kappa = 0 uses no signal, and no validation labels.
     The correction of m is that of beta1 for every tensor, as released: later tensors take larger early steps.
     rescale: per tensor, as the released code; else the amplified gradient stands.
     Raises ValueError for knobs out of range.

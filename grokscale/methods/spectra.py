@@ -101,6 +101,36 @@ def leading(a: Tensor, sketch: Tensor, power: int) -> tuple[Tensor, Tensor, Tens
     return u, s, sketch
 
 
+def lanczos(a: Tensor, start: Tensor, steps: int, k: int) -> Tensor:
+    """(..., m, k) the leading left singular directions of a (..., m, n), from a Krylov space of so many steps.
+
+    Golub and Kahan's bidiagonalisation from start (..., m, 1): v_1 ~ a^T start, u_j ~ a v_j, v_(j+1) ~ a^T u_j, each
+    less its part along those before (twice, so that no digit of orthogonality is lost) and of length 1; then the k
+    leading left singular vectors of a V, k <= steps <= min(m, n). A direction comes once however often its singular
+    value does, and where the space is exhausted the rest are zero.
+    Source: Golub and Kahan 1965; methods.md 5.3, EGD-12.
+    """
+    least = 1e-12 * torch.linalg.matrix_norm(a, keepdim=True)
+    right, outs = [_across(a.mT @ start, [], least)], []
+    image = [a @ right[0]]
+    while len(right) < steps:
+        outs.append(_across(image[-1], outs, least))
+        right.append(_across(a.mT @ outs[-1], right, least))
+        image.append(a @ right[-1])
+    u, s, _ = torch.linalg.svd(torch.cat(image, -1), full_matrices=False)
+    return u[..., :k] * (s[..., None, :k] > least)
+
+
+def _across(x: Tensor, others: list[Tensor], least: Tensor) -> Tensor:
+    """x (..., m, 1) less its part along orthonormal others, of length 1; zero where no more than `least` is left."""
+    if others:
+        span = torch.cat(others, -1)
+        for _ in range(2):
+            x = x - span @ (span.mT @ x)
+    length = torch.linalg.vector_norm(x, dim=-2, keepdim=True)
+    return torch.where(length > least, x / torch.where(length > least, length, 1.0), 0.0)
+
+
 # ------------------------------------------------------------------------------------------- without decomposition
 
 
@@ -165,6 +195,14 @@ def leading_cost(m: int, n: int, r: int, power: int) -> Cost:
         total += Cost(2 * m * n * r + 2 * m * n * k, first + second)
         r = after
     return total + Cost(2 * m * n * r, svd_cost(m, r))
+
+
+def lanczos_cost(m: int, n: int, steps: int) -> Cost:
+    """Of `lanczos`: 2 steps products of a with a column, out of which what came before is taken twice."""
+    total = Cost(4 * m * n, svd_cost(m, steps) + 2 * m * n + 3 * n)
+    for j in range(1, steps):
+        total += Cost(4 * m * n + 8 * m * (j - 1) + 8 * n * j, 3 * (m + n))
+    return total
 
 
 def polar_cost(m: int, n: int) -> Cost:

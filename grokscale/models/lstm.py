@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -73,6 +74,17 @@ def lstm(task: Task, dim: int = 64, width: int = 256, layers: int = 2, scale: fl
     return scaled(Lstm(task, dim, width, layers), scale)
 
 
+def flops(task: Task, batch: int, options: Mapping[str, Any]) -> float:
+    """Of a gradient: each product forward and twice backward, less that with the first state, which is zero and fixed.
+
+    Counted like `Program.flops_per_step`, which takes seconds for 500 positions.
+    """
+    dim, width, layers, length = options["dim"], options["width"], options["layers"], task.inputs.length
+    gates = 2 * batch * 4 * width  # per number that comes in
+    below = 3 * length * gates * (dim + (layers - 1) * width)
+    return float(below + (3 * length - 1) * layers * gates * width + 3 * 2 * batch * width * task.outputs)
+
+
 DEFAULTS: dict[str, Any] = {"dim": 64, "width": 256, "layers": 2, "scale": 1.0}
 
-MODELS = [ModelEntry("lstm", "embedding, stacked LSTM, linear on the last state", lstm, DEFAULTS)]
+MODELS = [ModelEntry("lstm", "embedding, stacked LSTM, linear on the last state", lstm, DEFAULTS, flops=flops)]

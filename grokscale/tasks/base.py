@@ -43,6 +43,13 @@ class Splits(NamedTuple):
     test: Split  # read by reports only
 
 
+def blank(inputs: Inputs, batch: int) -> Split:
+    """A batch of the right shapes on the meta device: what counting operations needs, and no file."""
+    shapes = {"vector": (inputs.size,), "graph": (inputs.length, inputs.size + inputs.table * inputs.length)}
+    x = torch.zeros(batch, *shapes.get(inputs.kind, (inputs.length,)), device="meta")
+    return Split(x if inputs.kind == "vector" else x.int(), torch.zeros(batch, dtype=torch.int64, device="meta"))
+
+
 @dataclass(frozen=True)
 class Task:
     """One problem: `splits(seed, validation)` on the CPU; `loss` and `correct` for a batch of one replica.
