@@ -1,7 +1,8 @@
 # make demo: one question answered, from an empty machine.  make test: linters, types, the whole suite.
 # make test-faults: hosts that break, at many moments of a sweep each (MOMENTS); wants root, for namespaces.
 # make bench: speed, side by side with the ordinary way; wants an idle machine.
-# Both set up .venv once, with the versions of constraints.txt. PIP_ARGS goes to pip, for example an index that has
+# make bench-gpu: the rows and the tests that want a GPU; says so and ends with 2 where there is none.
+# All set up .venv once, with the versions of constraints.txt. PIP_ARGS goes to pip, for example an index that has
 # builds of torch without CUDA, which are a tenth of the size.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -10,7 +11,7 @@ MOMENTS ?= 20
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-faults lint bench
+.PHONY: demo test test-faults lint bench bench-gpu
 
 demo: $(READY)
 	$(BIN)/grokscale sweep experiments/quickstart.toml
@@ -27,6 +28,10 @@ lint: $(READY)
 
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --write benchmarks/RESULTS.md
+
+bench-gpu: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gpu --write benchmarks/RESULTS-GPU.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu tests
 
 $(READY): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

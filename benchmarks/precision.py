@@ -58,7 +58,7 @@ OPTIONS = (Option("bf16", "bf16"), Option("fp32, compiled", "fp32", True), Optio
 
 
 def questions() -> list[Question]:
-    """What groks within a thousand steps or two: ColNorm at its default, SGD as the quickstart's search has tuned it."""
+    """What groks within a thousand steps or two: ColNorm at its default, SGD as the quickstart tuned it."""
     tuned = {**PARITY, "optimiser": {"lr": 0.043, "wd": 0.024}}
     return [
         Question("parity (60, 3), ColNorm", trial(PARITY, "egd-colnorm"), 20_000),

@@ -163,6 +163,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     assert out_of_memory(MemoryError()) == "MemoryError"
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NOT TESTED ON A GPU: there is none here")
 def test_a_share_of_a_gpu_is_a_share_of_its_memory(tmp_path: Path) -> None:
     from grokscale.worker import SweepTrainable

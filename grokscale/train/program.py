@@ -24,6 +24,7 @@ from grokscale.models import Model, initial
 from grokscale.rng import generator
 from grokscale.spec import TrialSpec
 from grokscale.tasks.base import Split, Splits, Task
+from grokscale.train.graphs import Graphed
 from grokscale.transform import Transform, chain, optimiser
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of parameters
@@ -101,10 +102,12 @@ class Program:
         """(params (L, ...), batch (L, ...)) -> (gradients (L, ...), losses (L,)): of all lanes of a pack at once.
 
         Most of a step, and a pure function of tensors: what compiles well. The methods stay eager: they branch on the
-        step, and every branch would be compiled anew.
+        step, and every branch would be compiled anew. On a GPU it is one launch (`graphs`).
         """
-        of_all = vmap(grad_and_value(self.loss))
-        return torch.compile(of_all, dynamic=False) if self.compiled else of_all
+        of_all: Callable[..., Any] = vmap(grad_and_value(self.loss))
+        if self.compiled:
+            of_all = torch.compile(of_all, dynamic=False)
+        return Graphed(of_all) if self.device.type == "cuda" else of_all
 
     def splits(self, seed: int) -> tuple[Splits, Split]:
         """(the splits of a seed, the part of the training half held back for `outer_loss`; empty without one)."""
