@@ -187,7 +187,8 @@ def window(spec: TrialSpec, lanes: int = 4) -> Row:
     with torch.no_grad():
         for step in range(1, 4):
             mine.step(step)
-    (chained, _) = pytree.tree_unflatten(mine.stacked["state"], mine.program.structure)
+    assert mine.program.structure is not None
+    chained, _ = pytree.tree_unflatten(mine.stacked["state"], mine.program.structure)
     held = sum(t.numel() * t.element_size() for t in pytree.tree_leaves(chained)) / lanes
     least = places * sum(p[0].numel() * p.element_size() for p in mine.stacked["params"].values())
     return Row(f"Grokfast-MA, w = {places}: bytes of its state a replica", "<= w x N x bytes + 10 %",

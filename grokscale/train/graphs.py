@@ -50,7 +50,8 @@ class Graphed:
                 return self.function(*args)
             self._key = key
         assert self._graph is not None
-        torch._foreach_copy_(self._given, leaves)
+        for kept, leaf in zip(self._given, leaves, strict=True):
+            kept.copy_(leaf)
         self._graph.replay()
         return self._answer
 
