@@ -3,6 +3,7 @@
 # GROKSCALE_FAULTS_GO_ON=1 goes on with a campaign that was cut short.
 # make bench: speed, side by side with the ordinary way; wants an idle machine.
 # make bench-store: a store of 10^6 replicas and 10^8 points, and MLflow beside it; two GB of disk, an idle machine.
+# make bench-gpu: the rows and the tests that want a GPU; says so and ends with 2 where there is none.
 # All set up .venv once, with the versions of constraints.txt. PIP_ARGS goes to pip, for example an index that has
 # builds of torch without CUDA, which are a tenth of the size.
 
@@ -12,7 +13,7 @@ FAULTS ?= 200
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-faults lint bench bench-store
+.PHONY: demo test test-faults lint bench bench-gpu bench-store
 
 demo: $(READY)
 	$(BIN)/grokscale sweep experiments/quickstart.toml
@@ -32,6 +33,10 @@ bench: $(READY)
 
 bench-store: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.store --write benchmarks/STORE.md
+
+bench-gpu: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gpu --write benchmarks/RESULTS-GPU.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu tests
 
 $(READY): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

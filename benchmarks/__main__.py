@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import steps, sweeps
-from benchmarks.measure import Row
+from benchmarks import scaling, steps, sweeps
+from benchmarks.measure import Row, table
 from grokscale.parts import device_name, git_sha
 
 ROWS: dict[str, Callable[[], list[Row]]] = {
@@ -26,8 +26,11 @@ ROWS: dict[str, Callable[[], list[Row]]] = {
     "packs": steps.packs,
     "tune": sweeps.against_tune,
     "trivial": sweeps.trivial,
+    "starting": sweeps.starting,
+    "proposing": scaling.proposing,
+    "filing": scaling.filing,
+    "mirroring": scaling.mirroring,
 }
-HEAD = ["what", "target", "measured", "", "ours", "theirs", "floor", "note"]
 
 
 def main() -> None:
@@ -47,14 +50,6 @@ def main() -> None:
     print(text)
     if asked.write:
         asked.write.write_text(f"{about()}\n\n{text}\n")
-
-
-def table(rows: list[Row]) -> str:
-    """The rows in Markdown."""
-    mark = {True: "met", False: "**missed**", None: ""}
-    lines = [HEAD, ["---"] * len(HEAD)]
-    lines += [[r.what, r.target, r.measured, mark[r.met], r.ours, r.theirs, r.floor, r.note] for r in rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def about() -> str:

@@ -28,6 +28,16 @@ class Row:
     note: str = ""
 
 
+HEAD = ["what", "target", "measured", "", "ours", "theirs", "floor", "note"]
+
+def table(rows: list[Row]) -> str:
+    """The rows in Markdown."""
+    mark = {True: "met", False: "**missed**", None: ""}
+    lines = [HEAD, ["---"] * len(HEAD)]
+    lines += [[r.what, r.target, r.measured, mark[r.met], r.ours, r.theirs, r.floor, r.note] for r in rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
 Work = Callable[[int], None]
 """Does n units of work."""
 

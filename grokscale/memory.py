@@ -13,10 +13,9 @@ from grokscale.errors import InputError
 from grokscale.report.words import count, number, plain
 from grokscale.spec import Resolved, TrialSpec, canonical_json
 from grokscale.spec.settings import ends
-from grokscale.train import lanes_for
+from grokscale.train import DTYPES, lanes_for
 
 LINES = 6  # arms that are shown
-ITEMSIZE = {"fp32": 4, "fp64": 8}
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def needs(spec: TrialSpec, replicas: int, registry: Registry, built: dict[str, A
     model = built[key]
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     params = sum(p.numel() for p in model.parameters())
-    itemsize = ITEMSIZE[spec.precision]
+    itemsize = DTYPES[spec.precision].itemsize
     found = []
     for part, entry in entries:
         if entry.memory is None:

@@ -12,16 +12,19 @@ A *plan* says what a phase has to do (`jobs`), hears what came of it (`tell`) an
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
 
 from grokscale import stats
 from grokscale.spec import Resolved, ResolvedArm, TrialSpec, seed_for
@@ -118,14 +121,35 @@ def propose(
     space = {knob: asked(range_) for knob, range_ in arm.space.items()}
     for trial in past:
         if trial.value is not None and inside(trial.params, arm.space):
-            told = {knob: mirrored(trial.params[knob], range_) for knob, range_ in arm.space.items()}
-            study.add_trial(optuna.trial.create_trial(value=trial.value, params=told, distributions=space))
+            study.add_trial(_told(trial, arm.space, space))
     points = [dict(point) for point in arm.points[len(past) : len(past) + count]]
     drawn = []
     for _ in range(count - len(points)):
         answer = study.ask(space).params
         drawn.append({**arm.defaults, **{knob: returned(answer[knob], r) for knob, r in arm.space.items()}})
     return points + drawn
+
+
+class _Told(FrozenTrial):
+    """A trial of the past. A study takes a copy down to the last leaf, which was three quarters of the time of a
+    proposal after 10,000 trials; nobody writes into a trial that is through, so copies may share its tables.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Told:
+        return copy.copy(self)
+
+
+def _told(
+    trial: Ended, space: Mapping[str, BaseDistribution], scales: dict[str, BaseDistribution]
+) -> FrozenTrial:
+    """A trial that is through, for a study. scales: the space as `asked`."""
+    params = {knob: mirrored(trial.params[knob], range_) for knob, range_ in space.items()}
+    # No sampler looks at the clock.
+    return _Told(
+        number=-1, trial_id=-1, state=TrialState.COMPLETE, value=trial.value, params=params, distributions=scales,
+        datetime_start=datetime.min, datetime_complete=datetime.min, user_attrs={}, system_attrs={},
+        intermediate_values={},
+    )  # fmt: skip
 
 
 def asked(range_: BaseDistribution) -> BaseDistribution:
@@ -219,10 +243,9 @@ def importances(space: Mapping[str, BaseDistribution], ended: Sequence[Ended]) -
     if len(kept) < STARTUP or not space or values[-1] == values[math.ceil(0.1 * (len(values) - 1))]:
         return {}
     study = optuna.create_study()
+    scales = {knob: asked(range_) for knob, range_ in space.items()}
     for trial in kept:
-        params = {knob: mirrored(trial.params[knob], range_) for knob, range_ in space.items()}
-        scales = {knob: asked(range_) for knob, range_ in space.items()}
-        study.add_trial(optuna.trial.create_trial(value=trial.value, params=params, distributions=scales))
+        study.add_trial(_told(trial, space, scales))
     found = optuna.importance.PedAnovaImportanceEvaluator().evaluate(study)
     total = sum(found.values())
     ordered = sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +73,25 @@ def uri_of(store: Store, sweep_id: str) -> str:
     return uri
 
 
-def sync(store: Store, sweep_id: str, uri: str, *, status: str | None = None) -> None:
+@dataclass
+class Seen:
+    """What a driver remembers from look to look, so that a look costs what is new and not what is there.
+
+    parent, children: the sweep's runs in MLflow, by request.  upto: time of the newest row of `trials` taken in.
+    A look that failed leaves it in no state to be used again; the first look, and the last, are of everything.
+    """
+
+    parent: Run | None = None
+    children: dict[str, Run] = field(default_factory=dict)
+    upto: np.datetime64 | None = None
+
+
+def sync(store: Store, sweep_id: str, uri: str, *, status: str | None = None, seen: Seen | None = None) -> None:
     """Bring MLflow up to what the store says of a sweep.
 
     status: FINISHED, FAILED or KILLED, of the parent; RUNNING while a driver is at work; None = as the store
-    has it. Raises TrackingError where MLflow cannot be reached or refuses.
+    has it.  seen: of the looks before, by the one driver that is at work; only news are looked at while it is RUNNING.
+    Raises TrackingError where MLflow cannot be reached or refuses.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -84,7 +99,7 @@ def sync(store: Store, sweep_id: str, uri: str, *, status: str | None = None) ->
     from mlflow.exceptions import MlflowException
 
     try:
-        _Sync(store, sweep_id, uri).run(status)
+        _Sync(store, sweep_id, uri).run(status, Seen() if seen is None else seen)
     except (
         MlflowException,
         sqlalchemy.exc.SQLAlchemyError,
@@ -104,14 +119,20 @@ class _Sync:
         self.head = _head(store, sweep_id)
         self.client: MlflowClient = MlflowClient(tracking_uri=uri)
 
-    def run(self, status: str | None) -> None:
-        trials = self.store.trials(sweep_id=self.sweep_id).to_pylist()
+    def run(self, status: str | None, seen: Seen) -> None:
+        table = self.store.trials(sweep_id=self.sweep_id)
+        at, more = table["at"].to_numpy(), seen.parent is not None and status == "RUNNING"
+        trials = (table.take(np.flatnonzero(at > seen.upto)) if more and seen.upto is not None else table).to_pylist()
         status = status or _status_of(trials)
         experiment = self._experiment()
-        known = self._known(experiment)
-        parent = known.pop("", None) or self._create(experiment, self.sweep_id, {"kind": "sweep"}, None)
-        self._state(parent, "RUNNING" if status == "RUNNING" else None)
-        children, wanted = known, {_request(row): row for row in trials}
+        if not more:
+            seen.children = self._known(experiment)
+            seen.parent = seen.children.pop("", None)
+        parent = seen.parent = seen.parent or self._create(experiment, self.sweep_id, {"kind": "sweep"}, None)
+        seen.upto = at.max() if len(at) else None
+        self._state(parent, "RUNNING" if status == "RUNNING" and not more else None)
+        wanted = {request(row): row for row in trials}
+        children = {key: run for key in wanted if (run := seen.children.get(key))} if more else seen.children
         for run in children.values():  # its parent may be one that was there twice
             if run.data.tags.get(PARENT) != parent.info.run_id:
                 self.client.set_tag(run.info.run_id, PARENT, parent.info.run_id)
@@ -121,6 +142,7 @@ class _Sync:
                     "kind": "trial", "arm": row["arm"], "phase": row["phase"], "number": str(row["number"]),
                     "trial_id": row["trial_id"], "request": key, PARENT: parent.info.run_id,
                 }, row["at"])  # fmt: skip
+                seen.children[key] = children[key]
         news = [
             (children[key], row) for key, row in wanted.items()
             if row["state"] in ("ended", "failed") and children[key].data.tags.get(DONE) != _fingerprint(row)
@@ -323,6 +345,7 @@ class Mirror:
 
     def __init__(self, store: Store, sweep_id: str, uri: str) -> None:
         self.problem: str | None = None  # what MLflow said when it last failed
+        self._seen = Seen()
         self._store, self._sweep_id, self._uri = (
             copy.copy(store),
             sweep_id,
@@ -366,9 +389,11 @@ class Mirror:
             began = time.monotonic()
             try:
                 with self._busy:
-                    sync(self._store, self._sweep_id, self._uri, status=self._status if ending else "RUNNING")
+                    status = self._status if ending else "RUNNING"
+                    sync(self._store, self._sweep_id, self._uri, status=status, seen=self._seen)
                 self.problem = None
             except GrokscaleError as error:
+                self._seen = Seen()
                 self._complain(str(error))
             if ending:
                 return
@@ -419,7 +444,7 @@ def _state_of(row: Mapping[str, Any] | None, status: str) -> str:
     return {"ended": "FINISHED", "failed": "FAILED"}.get(row["state"], "RUNNING" if status == "RUNNING" else "KILLED")
 
 
-def _request(row: Mapping[str, Any]) -> str:
+def request(row: Mapping[str, Any]) -> str:
     """What names a row of `trials` for good."""
     named = [row["arm"], row["phase"], row["number"], row["trial_id"], row["seeds"]]
     return hashlib.sha256(canonical_json(named).encode()).hexdigest()[:12]

@@ -9,11 +9,12 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from typer.testing import CliRunner
 
 from grokscale import memory
@@ -21,11 +22,13 @@ from grokscale.cli import app
 from grokscale.errors import InputError
 from grokscale.methods.spaces import Complement
 from grokscale.spec import parse
+from grokscale.spec.values import Precision
+from grokscale.train import Lanes, Program
 from grokscale.transform import Role, Transform
 from tests import reference_grokfast as ref
 from tests.test_engine import agree, endless
 from tests.test_known_answers import drive, make
-from tests.trials import REGISTRY
+from tests.trials import REGISTRY, trial
 
 ROLES = {"w": Role("hidden", 0), "b": Role("bias")}
 SHAPES = {"w": (3, 4), "b": (4,)}
@@ -181,6 +184,19 @@ def test_memory_is_what_the_state_holds(name: str, knobs: dict[str, Any], precis
     assert method.memory is not None
     held = sum(t.numel() * t.element_size() for tree in state for t in tree.values())
     assert method.memory(SHAPES, ROLES, {**method.defaults, **knobs}, dtype.itemsize) == held
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+@pytest.mark.parametrize("method", ["grokfast-ma", "grokfast-ema"])
+def test_memory_is_foretold_in_every_precision(method: str, precision: str) -> None:
+    """What is shown before a run is what the lanes of a pack hold, whatever the products are rounded to."""
+    spec = trial("parity-mlp2", method, precision=precision)
+    lanes = Lanes(Program(spec, REGISTRY, "cpu"), [1, 2, 3], [0, 1, 2, 0])
+    assert lanes.program.structure is not None
+    state, _ = pytree.tree_unflatten(lanes.stacked["state"], lanes.program.structure)
+    held = sum(t.numel() * t.element_size() for t in pytree.tree_leaves(state))
+    [need] = memory.needs(spec, 3, REGISTRY)
+    assert need.bytes == held > 0
 
 
 def test_the_papers_window_is_169_megabytes() -> None:

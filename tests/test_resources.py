@@ -197,6 +197,7 @@ def test_what_is_free_is_a_share_of_the_machine() -> None:
         parse(basic(resources={"lanes": "all"}))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NOT TESTED ON A GPU: there is none here")
 def test_a_share_of_a_gpu_is_a_share_of_its_memory(tmp_path: Path) -> None:
     from grokscale.worker import SweepTrainable

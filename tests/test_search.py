@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,6 +70,21 @@ def test_proposals_lie_in_the_space(outcomes: list[float]) -> None:
     for params in search.propose(ARM, ended(list(outcomes)), 2, count=4, seed=1):
         assert search.inside(params, ARM.space)
         assert EXPERIMENT.trial("damp", params).trial_id
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(values, min_size=12, max_size=12), st.integers(0, 2**32 - 1))
+def test_proposals_are_those_of_a_study_that_was_told_in_full(outcomes: list[float], seed: int) -> None:
+    """What is shared in place of copied changes no proposal."""
+    past = ended(list(outcomes))
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=search.STARTUP))
+    for trial in past:
+        if search.inside(trial.params, ARM.space):
+            told = {knob: trial.params[knob] for knob in ARM.space}
+            study.add_trial(optuna.trial.create_trial(
+                value=trial.value, params=told, distributions=dict(ARM.space)))  # fmt: skip
+    wanted = [{**ARM.defaults, **study.ask(dict(ARM.space)).params} for _ in range(3)]
+    assert search.propose(ARM, past, 3, count=3, seed=seed) == wanted
 
 
 def test_the_points_are_asked_first_and_zeros_are_not_told() -> None:

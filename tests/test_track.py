@@ -187,6 +187,26 @@ def test_runs_that_a_killed_driver_left_running_are_closed(store: Store, uri: st
     assert len(found) == 2 + len(store.trials(sweep_id=sweep_id))
 
 
+def test_looks_that_remember_see_the_same_as_one_that_does_not(store: Store, uri: str) -> None:
+    """Trials that are asked, end, fail and are new between two looks; a look at nothing new logs nothing."""
+    sweep_id = synthetic.searched(store, "looks-00000001", experiment("looks"))
+    seen = track.Seen()
+    track.sync(store, sweep_id, uri, status="RUNNING", seen=seen)
+    asked = [row for row in store.trials(sweep_id=sweep_id).to_pylist() if row["state"] == "asked"]
+    ends = [{"state": "ended", "value": 7.0}, {"state": "failed", "error": "no"}]
+    fresh = {**asked[0], "number": 99, "trial_id": "fresh"}
+    for change in ([{**asked[0], **ends[0], "at": None}], [{**asked[1], **ends[1], "at": None}], [],
+                   [{**fresh, "at": None}], [{**fresh, **ends[0], "at": None}]):  # fmt: skip
+        store.append("trials", change)
+        track.sync(store, sweep_id, uri, status="RUNNING", seen=seen)
+    kept = {run.info.run_id: (run.info.status, run.data.to_dictionary()) for run in runs(uri, "looks")}
+    assert len(kept) == 1 + len(store.trials(sweep_id=sweep_id))
+    states = {(run.data.tags.get("number"), run.data.tags.get("arm")): run.info.status for run in runs(uri, "looks")}
+    assert [states[str(row["number"]), row["arm"]] for row in (*asked[:2], fresh)] == ["FINISHED", "FAILED", "FINISHED"]
+    track.sync(store, sweep_id, uri, status="RUNNING")  # of everything
+    assert {run.info.run_id: (run.info.status, run.data.to_dictionary()) for run in runs(uri, "looks")} == kept
+
+
 def test_mirror_follows_and_ends(store: Store, uri: str) -> None:
     sweep_id = synthetic.searched(store, "mirror-00000001", experiment("mirror"))
     mirror = track.Mirror(store, sweep_id, uri)

@@ -184,10 +184,10 @@ def test_four_sweeps_and_an_outage(server: Tracking, tmp_path: Path) -> None:
         assert kinds == {"sweep": 1, "trial": len(trials)}, one.id
         assert "RUNNING" not in {run.info.status for run in found}
         runs = {run.data.tags["request"]: run for run in found if run.data.tags["kind"] == "trial"}
-        assert set(runs) == {track._request(row) for row in trials}
+        assert set(runs) == {track.request(row) for row in trials}
         replicas = {(row["trial_id"], row["seed"]): row for row in store.replicas().to_pylist()}
         for row in trials:
-            run = runs[track._request(row)]
+            run = runs[track.request(row)]
             assert run.info.status == {"ended": "FINISHED", "asked": "KILLED"}[row["state"]]
             if row["state"] == "ended":
                 mine = [replicas[row["trial_id"], seed] for seed in row["seeds"]]

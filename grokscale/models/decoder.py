@@ -102,7 +102,9 @@ class Decoder(Model):
         keys, values = (torch.stack([lookup(x[j], group[0], j) for j in seen], 1).view(shape) for x in (k, v))
         score = (torch.stack(q, 1).view(shape).transpose(1, 2) * keys).sum(-1) / math.sqrt(shape[-1])
         if len(group) > 1:
-            later = torch.tensor([[j > at for j in seen] for at in group], device=score.device)
+            # Made on the device: a CUDA graph records no copy from the CPU. A group's positions follow each other.
+            asked, asking = (torch.arange(a, seen.stop, device=score.device) for a in (0, group[0]))
+            later = asked > asking.unsqueeze(-1)
             score = score.masked_fill(later.unsqueeze(-1), -math.inf)
         return list((score.softmax(2).unsqueeze(-1) * values).sum(2).flatten(2).unbind(1))
 

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from grokscale.spec.claims import Endpoint, Paper
-from grokscale.spec.values import LABEL, Float, Int, Names, Scalar, Table, as_tuple, complaint
+from grokscale.spec.values import LABEL, Float, Int, Names, Precision, Scalar, Table, as_tuple, complaint
 from grokscale.spec.where import Where, shown
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ class Optimiser(Table):
     batch: Annotated[Int, Field(ge=1)] | None = None
     drop_last: bool | None = None
     warmup: Annotated[Int, Field(ge=0)] | None = None
-    precision: Literal["fp32", "tf32", "bf16", "fp64"] | None = None
+    precision: Precision | None = None
 
 
 class Arm(Table):

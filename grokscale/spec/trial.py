@@ -52,7 +52,7 @@ class TrialSpec:
     task: "name" and every option.  model: the same.
     method: the chain in order, each "name" and every knob; plain training is the method that does nothing.
     optimiser: the keys of OPTIMISER_KEYS; those without effect on this optimiser hold its neutral values.
-    precision: "fp32" or "fp64".  threshold: accuracy that counts as grokked.
+    precision: of products; see `values.Precision`.  threshold: accuracy that counts as grokked.
     eval: {"every", "min", "examples"} or {"epoch": True}.
     monitor: "val" or "test", what a search and a method's switch look at.
     validation: share of a finite table's test half that is held out for it.

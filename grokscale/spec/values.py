@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -45,6 +45,7 @@ Int = Annotated[int, BeforeValidator(integral), Field(strict=True)]
 Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(names)]
 Scalar = Annotated[Any, AfterValidator(scalar)]
+Precision = Literal["fp32", "tf32", "bf16", "fp64"]
 
 
 class Table(BaseModel):

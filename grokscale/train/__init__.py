@@ -16,13 +16,13 @@ from __future__ import annotations
 from grokscale.train import heap
 from grokscale.train.lanes import Lanes, lanes_for
 from grokscale.train.pack import METRICS, Evaluation, Kept, next_evaluation
-from grokscale.train.program import Program, compiler
+from grokscale.train.program import DTYPES, Program, compiler
 from grokscale.train.run import packs, timing, train
 from grokscale.train.shards import sharded
 
 __all__ = [
-    "METRICS", "Evaluation", "Kept", "Lanes", "Program", "compiler", "lanes_for", "next_evaluation", "packs", "sharded",
-    "timing", "train",
+    "DTYPES", "METRICS", "Evaluation", "Kept", "Lanes", "Program", "compiler", "lanes_for", "next_evaluation", "packs",
+    "sharded", "timing", "train",
 ]  # fmt: skip
 
 heap.keep()

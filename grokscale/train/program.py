@@ -24,6 +24,7 @@ from grokscale.models import Model, initial
 from grokscale.rng import generator
 from grokscale.spec import TrialSpec
 from grokscale.tasks.base import Split, Splits, Task
+from grokscale.train.graphs import Graphed
 from grokscale.train.replay import Replayed
 from grokscale.transform import Transform, chain, optimiser
 
@@ -110,10 +111,14 @@ class Program:
         """(params (L, ...), batch (L, ...)) -> (gradients (L, ...), losses (L,)): of all lanes of a pack at once.
 
         Most of a step, and a pure function of tensors: what compiles well. The methods stay eager: they branch on the
-        step, and every branch would be compiled anew.
+        step, and every branch would be compiled anew. On a GPU it is one launch (`graphs`).
         """
-        of_all = vmap(grad_and_value(self.loss))
-        return torch.compile(of_all, dynamic=False) if self.compiled else Replayed(of_all)
+        of_all: Callable[..., Any] = vmap(grad_and_value(self.loss))
+        if self.compiled:
+            of_all = torch.compile(of_all, dynamic=False)
+        elif self.device.type != "cuda":
+            return Replayed(of_all)
+        return Graphed(of_all) if self.device.type == "cuda" else of_all
 
     @cached_property
     def looks(self) -> Callable[[dict[str, Tensor], Split], tuple[Tensor, Tensor]]:
