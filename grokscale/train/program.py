@@ -111,14 +111,14 @@ class Program:
         """(params (L, ...), batch (L, ...)) -> (gradients (L, ...), losses (L,)): of all lanes of a pack at once.
 
         Most of a step, and a pure function of tensors: what compiles well. The methods stay eager: they branch on the
-        step, and every branch would be compiled anew. On a GPU it is one launch (`graphs`).
+        step, and every branch would be compiled anew. On a GPU it is one launch (`graphs`), on a CPU, if it is not
+        compiled, a list of operations (`replay`).
         """
         of_all: Callable[..., Any] = vmap(grad_and_value(self.loss))
-        if self.compiled:
-            of_all = torch.compile(of_all, dynamic=False)
-        elif self.device.type != "cuda":
-            return Replayed(of_all)
-        return Graphed(of_all) if self.device.type == "cuda" else of_all
+        run = torch.compile(of_all, dynamic=False) if self.compiled else of_all
+        if self.device.type == "cuda":
+            return Graphed(run)
+        return run if self.compiled else Replayed(run)
 
     @cached_property
     def looks(self) -> Callable[[dict[str, Tensor], Split], tuple[Tensor, Tensor]]:
