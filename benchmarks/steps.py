@@ -41,7 +41,12 @@ def pack(spec: TrialSpec, lanes: int, device: str = "cpu", compiled: bool = Fals
 
 def stepper(spec: TrialSpec, lanes: int, device: str = "cpu", compiled: bool = False) -> Callable[[int], None]:
     """A function that trains a pack of `lanes` replicas by n steps."""
-    mine, done = pack(spec, lanes, device, compiled), [0]
+    return stepping(pack(spec, lanes, device, compiled))
+
+
+def stepping(mine: Lanes) -> Callable[[int], None]:
+    """A function that trains these lanes by n steps."""
+    done = [0]
 
     def run(n: int) -> None:
         with torch.no_grad():
