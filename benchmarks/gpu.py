@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.loop import Loop
 from benchmarks.measure import Row, alternate, matmul_rate, ms, table
-from benchmarks.steps import DECODER, REGISTRY, pack, stepper, trial
+from benchmarks.steps import DECODER, REGISTRY, pack, stepper, stepping, trial
 from grokscale.parts import device_name, git_sha
 from grokscale.spec import TrialSpec
 from grokscale.train import Lanes, Program
@@ -77,15 +77,7 @@ ROWS: dict[str, Callable[[str], list[Row]]] = {"loop": against_loop, "replicas":
 
 def lone(spec: TrialSpec, device: str) -> Callable[[int], None]:
     """A replica alone, which runs as two equal lanes."""
-    mine, done = Lanes(Program(spec, REGISTRY, device), [0], [0, 0]), [0]
-
-    def run(n: int) -> None:
-        with torch.no_grad():
-            for _ in range(n):
-                done[0] += 1
-                mine.step(done[0])
-
-    return run
+    return stepping(Lanes(Program(spec, REGISTRY, device), [0], [0, 0]))
 
 
 def best_rate(device: str) -> float:

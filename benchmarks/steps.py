@@ -41,7 +41,12 @@ def pack(spec: TrialSpec, lanes: int, device: str = "cpu", compiled: bool = Fals
 
 def stepper(spec: TrialSpec, lanes: int, device: str = "cpu", compiled: bool = False) -> Callable[[int], None]:
     """A function that trains a pack of `lanes` replicas by n steps."""
-    mine, done = pack(spec, lanes, device, compiled), [0]
+    return stepping(pack(spec, lanes, device, compiled))
+
+
+def stepping(mine: Lanes) -> Callable[[int], None]:
+    """A function that trains these lanes by n steps."""
+    done = [0]
 
     def run(n: int) -> None:
         with torch.no_grad():
@@ -99,7 +104,12 @@ def amplifier(seconds: float = 16.0) -> list[Row]:
     ]  # fmt: skip
 
 
-def looking(rounds: int = 3) -> list[Row]:
+# What is run: by name the tables of a trial, lanes, horizon. None of them groks by then.
+LOOKED_AT: dict[str, tuple[Mapping[str, Any], int, int]] = {
+    "parity (60, 3)": (PARITY, 4, 2000), "two-layer net, p = 97": (PAIRS, 8, 250), "decoder": (DECODER, 4, 75)}
+
+
+def looking(runs: Mapping[str, tuple[Mapping[str, Any], int, int]] = LOOKED_AT, rounds: int = 3) -> list[Row]:
     """What evaluations at the default spacing, the part in the store and checkpoints add to the steps of a run.
 
     The run is a worker's own (`worker.Work`), from its first evaluation to its end; beside it, in turns, the same steps
@@ -107,8 +117,7 @@ def looking(rounds: int = 3) -> list[Row]:
     that added.
     """
     rows = []
-    for name, tables, lanes, horizon in (("parity (60, 3)", PARITY, 4, 2000), ("two-layer net, p = 97", PAIRS, 8, 250),
-                                         ("decoder", DECODER, 4, 75)):  # fmt: skip
+    for name, (tables, lanes, horizon) in runs.items():
         spec, first = trial(tables), next_evaluation(0, trial(tables).eval, 1)
         run = stepper(spec, lanes)
         run(first)

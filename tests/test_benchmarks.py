@@ -74,6 +74,8 @@ def test_a_run_that_is_watched_goes_to_the_horizon_or_says_so() -> None:
     assert min(steps.watched(trial(GROKS), 2, 50)) > 0
     with pytest.raises(RuntimeError, match=r"every replica has to run to step 2000"):
         steps.watched(trial(GROKS), 2, 2000)
+    [row] = steps.looking({"small": (steps.PARITY, 2, 60)}, rounds=1)
+    assert "in steps 25 to 60" in row.what and float(row.measured.removesuffix(" %")) < 100
 
 
 def test_rows_of_scaling_at_tiny_sizes() -> None:
