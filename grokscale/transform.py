@@ -76,6 +76,7 @@ class Transform(NamedTuple):
     # What the engine may make use of; a test holds every method to what it says here.
     elementwise: bool = False  # `update` treats every entry by itself: it may be given the tensors of all lanes at once
     timeless: bool = False  # `update` does not look at the step, and changes no tensor in place
+    sticky: bool = False  # once `active` is False it stays so, and `update` hands the gradients on as they are
 
 
 def stateless(
@@ -90,13 +91,23 @@ def stateless(
     )
 
 
+def resting(transform: Transform) -> Transform:
+    """A sticky transform once it is off, at no cost: gradients and state as they are. Any other: itself."""
+    if not transform.sticky:
+        return transform
+    return transform._replace(
+        update=lambda grads, state, params, *, step, **_: (dict(grads), state),
+        needs=frozenset(), noise=None, elementwise=True, timeless=True)
+
+
 def chain(*transforms: Transform) -> Transform:
     """Compose transforms: gradients flow from the first to the last, states stand in a tuple in that order.
 
     needs, noise and outer are joined (noise names get the position as prefix); the `after` functions run in the
     order of the chain, each with its own period; the chain is active while any member with a switch is; the
     examples that the members take gradients of add up; where several members have diagnostics, theirs get the
-    position as prefix; what is learned is the last member's that learns; elementwise and timeless if all members are.
+    position as prefix; what is learned is the last member's that learns; elementwise and timeless if all members are,
+    sticky if all with a switch are.
     """
     noisy = [(i, t.noise) for i, t in enumerate(transforms) if t.noise is not None]
     afters = [t.period for t in transforms if t.after is not None]
@@ -153,6 +164,7 @@ def chain(*transforms: Transform) -> Transform:
         learned=(lambda state: learners[-1][1](state[learners[-1][0]])) if learners else None,
         elementwise=all(t.elementwise for t in transforms),
         timeless=all(t.timeless for t in transforms),
+        sticky=bool(switches) and all(transforms[i].sticky for i, _ in switches),
     )
 
 

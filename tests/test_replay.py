@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,13 +16,16 @@ from torch.utils import _pytree as pytree
 from grokscale import data
 from grokscale.spec import TrialSpec
 from grokscale.train import Lanes, Program, replay
+from grokscale.train.pack import Pack
 from grokscale.train.replay import Replayed
+from grokscale.transform import chain, resting
 from tests import datafiles
 from tests.test_data_tasks import TASKS, small_trial
 from tests.test_tasks_train import SMALL, tables
-from tests.trials import REGISTRY, trial
+from tests.trials import KNOBS, REGISTRY, trial
 
 STEPS, PATIENCE = 6, 2
+LOOKS = {"every": 0.0, "min": 5, "examples": 64}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +71,35 @@ def declared(method: str) -> bool:
 def test_every_method_is_what_it_says_of_itself(method: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = trial(form, method)
     assert same(trained(spec, PATIENCE, monkeypatch), trained(spec, 10**9, monkeypatch, plain=True))
+
+
+@pytest.mark.parametrize("chained", [["egd"], ["egd-topk", "grokfast-ema"], ["egd-rsvd"]])
+def test_what_is_off_for_good_is_not_computed_and_nobody_can_tell(chained: list[str]) -> None:
+    """Both lanes switch off at the first evaluation that finds anything right, half-way through the run."""
+    spec = trial("parity-mlp2", [{"name": name, **KNOBS.get(name, {})} for name in chained], every=LOOKS)
+    spec = replace(spec, method=tuple({**m, "switch": 0.1} if "switch" in m else m for m in spec.method))
+
+    def curves(*, sticky: bool) -> tuple[dict[str, np.ndarray], int]:
+        program = Program(spec, REGISTRY, "cpu")
+        program.transform = program.transform._replace(sticky=sticky)
+        rested = 0
+        with torch.no_grad():
+            pack = Pack(program, [3, 4], 40, "decided", None)
+            while not pack.done:
+                end = pack.run_to_next_evaluation()
+                rested += pack.lanes.resting
+        return end.curves(), rested
+
+    (mine, rested), (plain, never) = curves(sticky=True), curves(sticky=False)
+    assert rested >= 2 and never == 0 and not plain["active"].all()
+    assert all(np.array_equal(mine[name], plain[name], equal_nan=True) for name in plain)
+
+
+def test_a_switch_that_may_come_back_is_never_at_rest() -> None:
+    assert REGISTRY.methods["egd"].factory(sticky=True).sticky
+    back = REGISTRY.methods["egd"].factory(sticky=False)
+    assert not back.sticky and not chain(back, REGISTRY.methods["egd"].factory()).sticky
+    assert resting(back) is back and not chain().sticky
 
 
 def test_it_is_recorded_by_shape_once_it_has_been_called_often_enough() -> None:

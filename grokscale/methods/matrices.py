@@ -116,7 +116,7 @@ def over_matrices(form: Form, layers: str, switch: Scalar, sticky: bool, watch: 
 
     needs = {"val_accuracy" if watch == "accuracy" else "val_loss", "roles"} | ({"noise"} if form.sketch else set())
     return Transform(init, update, needs=frozenset(needs), noise=noise if form.sketch else None,
-                     active=lambda state: state.on, timeless=form.timeless)
+                     active=lambda state: state.on, timeless=form.timeless, sticky=sticky)
 
 
 def _shapes(tensors: Params) -> dict[str, tuple[int, ...]]:

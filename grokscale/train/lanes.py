@@ -57,6 +57,7 @@ class Lanes:
             stacked = {**stacked, "state": pytree.tree_unflatten(stacked["state"], state),
                        "kept": pytree.tree_unflatten(stacked["kept"], kept)}
         self.stacked: dict[str, Any] = pytree.tree_map(lambda t: t.to(program.device), stacked)
+        self.settle()
 
     @property
     def labels(self) -> int:
@@ -93,7 +94,7 @@ class Lanes:
         params, state, kept, said = program.step(
             now["params"], grads, now["state"], now["kept"],
             Seen(batch, outer, now["val_accuracy"], now["val_loss"], self._noise(step)),
-            self._test_rows(step) if look else (), step=step, look=look)
+            self._test_rows(step) if look else (), step=step, look=look, resting=self.resting)
         lost = torch.where(torch.isfinite(loss), NEVER, step)
         self.stacked = {**now, "params": params, "state": state, "kept": kept,
                         "diverged": torch.minimum(now["diverged"], lost)}
@@ -131,6 +132,12 @@ class Lanes:
             return torch.ones(len(self.lanes), dtype=torch.bool)
         return vmap(transform.active)(self.stacked["state"][0])
 
+    def settle(self) -> Tensor:
+        """`active`; what is off for good in every lane is not computed any more."""
+        on = self.active()
+        self.resting = self.program.transform.sticky and not bool(on.any())
+        return on
+
     def _test_rows(self, step: int) -> Split | tuple[()]:
         """The rows of test that probes take a gradient of, where one does: the first CHUNK."""
         split = self.splits["test"]
@@ -160,7 +167,7 @@ class Lanes:
 
     def _noise(self, step: int) -> dict[str, Tensor]:
         """Standard normal tensors (L, *shape), drawn per replica on the CPU from Generator(seed, "noise/STEP")."""
-        wanted = self.program.transform.noise
+        wanted = None if self.resting else self.program.transform.noise
         if wanted is None:
             return {}
         drawn: dict[str, list[Tensor]] = {}

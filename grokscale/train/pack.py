@@ -179,7 +179,7 @@ class Pack:
             seen["val"], full["val"] = seen["test"], full["test"]
         lanes.stacked["val_loss"], lanes.stacked["val_accuracy"] = seen[spec.monitor].to(self.program.dtype)
         table = torch.cat([seen[name].cpu().double() for name in ("train", "val", "test")]).T.tolist()
-        flags = torch.stack([lanes.active().cpu(), full["val"] | full["test"], full["val"], full["test"]]).T.tolist()
+        flags = torch.stack([lanes.settle().cpu(), full["val"] | full["test"], full["val"], full["test"]]).T.tolist()
         return {i: [float(self.step), *table[i], *map(float, flags[i])] for i in range(count)}
 
     def _above(self, name: str) -> Tensor:

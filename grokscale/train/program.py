@@ -26,7 +26,7 @@ from grokscale.spec import TrialSpec
 from grokscale.tasks.base import Split, Splits, Task
 from grokscale.train.graphs import Graphed
 from grokscale.train.replay import Replayed
-from grokscale.transform import Transform, chain, optimiser
+from grokscale.transform import Transform, chain, optimiser, resting
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of parameters
 
@@ -78,6 +78,7 @@ class Program:
         # Two stages, so that what the optimiser is given can be looked at; its state stands behind the methods'.
         made: list[Transform] = [entry.factory(**knobs) for entry, knobs in self.methods]
         self.transform: Transform = chain(*before, *made)
+        self.rest: Transform = chain(*before, *map(resting, made))  # once every sticky switch is off
         self.jacobians = sum("jacobian" in one.needs for one in made)  # methods that take it, each its own
         self.probes: dict[str, Probe] = {name: metrics_.build(name, registry) for name in sorted(set(metrics))}
         self.batch, self.drop_last = spec.optimiser["batch"], spec.optimiser["drop_last"]
@@ -126,15 +127,18 @@ class Program:
         return Replayed(vmap(self.look))
 
     @cached_property
-    def filters(self) -> Callable[..., tuple[Any, Any]]:
-        """(params, grads, state of the transform, seen, step) of all lanes -> (what the optimiser is given, state)."""
+    def filters(self) -> tuple[Callable[..., tuple[Any, Any]], Callable[..., tuple[Any, Any]]]:
+        """(params, grads, state of the transform, seen, step) of all lanes -> (what the optimiser is given, state); and
+        the same once all that has a sticky switch is off in every lane."""
+        return self._filter(self.transform), self._filter(self.rest)
 
+    def _filter(self, transform: Transform) -> Callable[..., tuple[Any, Any]]:
         def of_one(params: Any, grads: Any, state: Any, seen: Seen, *, step: int) -> tuple[Any, Any]:
-            return self.transform.update(grads, state, params, step=step, **self.extra(seen))
+            return transform.update(grads, state, params, step=step, **self.extra(seen))
 
-        if self.transform.elementwise:
+        if transform.elementwise:
             return lambda *of_all, step: of_one(*of_all, step=step)
-        if self.transform.timeless:
+        if transform.timeless:
             replayed = Replayed(vmap(partial(of_one, step=0)))
             return lambda *of_all, step: replayed(*of_all)
         return lambda *of_all, step: vmap(partial(of_one, step=step))(*of_all)
@@ -167,17 +171,17 @@ class Program:
         return pytree.tree_structure(state), pytree.tree_structure(kept)
 
     def step(self, params: Any, grads: Any, state: Any, kept: Any, seen: Seen, test: Any, *, step: int,
-             look: bool) -> tuple[Any, Any, Any, Values]:
+             look: bool, resting: bool) -> tuple[Any, Any, Any, Values]:
         """One optimiser step of all lanes: (params, state, probes' state, what probes say).
 
         grads: of the losses on the batch.  test: the rows that probes take a gradient of, () where none does.
-        look: shall they say something?
+        look: shall they say something?  resting: has all that has a switch been switched off for good?
         """
         chained, moments = state
         for name, probe in self.probes.items():
             if probe.every is not None:
                 kept = {**kept, name: vmap(partial(self._watched, probe.every, step))(params, grads, seen, kept[name])}
-        filtered, chained = self.filters(params, grads, chained, seen, step=step)
+        filtered, chained = self.filters[resting](params, grads, chained, seen, step=step)
         # The optimisers are elementwise, and so is a step: all lanes are one tensor to them.
         updates, moments = self.optimiser.update(filtered, moments, params, step=step)
         moved = {k: p + updates[k] for k, p in params.items()}
