@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 pytest.importorskip("ray.dashboard.optional_deps", reason="Ray Jobs need ray[default]")
 pytestmark = pytest.mark.fault
 COUNT = int(os.environ.get("GROKSCALE_FAULTS", "0"))  # of the full form; 0 is the short form
-EACH = 12  # faults in one sweep
+EACH = 8  # faults in one sweep
 GO_ON = bool(os.environ.get("GROKSCALE_FAULTS_GO_ON"))  # with the campaign that was cut short
 LONGER: dict[str, Any] = {"search": {"trials": 8, "seeds": 2, "parallel": 4}, "confirm": {"seeds": 4}}
 
@@ -86,7 +86,7 @@ def test_many_sweeps_through_many_faults(place: Place, tmp_path: Path) -> None:
     server = None
     try:
         before = len(rounds)
-        plans = campaign.dealt(COUNT, EACH, alone.replicas().num_rows, np.random.default_rng(7 + before))
+        plans = campaign.dealt(10 * COUNT, EACH, alone.replicas().num_rows, np.random.default_rng(7 + before))
         for number, planned in enumerate(plans):
             if sum(moment.hit for round_ in rounds for moment in round_.moments) >= COUNT:
                 break
