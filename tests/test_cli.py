@@ -460,6 +460,19 @@ def test_doctor_ends_with_1_where_something_fails(monkeypatch: pytest.MonkeyPatc
     assert "FAILED" in result.stdout and "1 of these failed" in result.stderr
 
 
+def test_a_sweep_says_at_its_end_what_was_given_up(
+    folder: Path, full: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from grokscale import sweep
+
+    failure = sweep.Failure("search", "shaky", 3, "0123456789ab", "Traceback ...\nRuntimeError: planted")
+    result = sweep.SweepResult(full.sweeps()[0], 4, 0, None, (failure,))
+    monkeypatch.setattr(sweep, "run_sweep", lambda *words, **more: result)
+    said = call("sweep", "tiny.toml", "--store", full.root, code=1).output
+    assert "given up: search shaky 3 (trial 0123456789ab): RuntimeError: planted" in said
+    assert "1 trials failed; the same command tries them again" in said
+
+
 @pytest.mark.parametrize("words", [
     ["submit", "FILE", "--address", "http://me:planted@there:8265"],
     ["list", "--store", "s3://key:planted@bucket/x"],

@@ -31,6 +31,8 @@ SHARES = {
     "raylet SIGSTOP 20 s": 3, "MLflow down for 60 s": 2, "disk full in the store": 4,
     "driver SIGKILL, then two submits race": 6, "another sweep in the same store": 4,
 }  # fmt: skip
+# These last so long that a sweep goes far meanwhile: the last of its faults. What finds no chance is not counted.
+LONG = {name for name in SHARES if any(word in name for word in ("20 s", "30 s", "60 s", "head killed"))}
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def dealt(count: int, each: int, replicas: int, rng: np.random.Generator) -> Ite
         hand = [name for name, share in SHARES.items() for _ in range(share if order else 1)]
         order += [hand[i] for i in rng.permutation(len(hand))]
     for first in range(0, count, each):
-        names = order[first : min(first + each, count)]
+        names = sorted(order[first : min(first + each, count)], key=LONG.__contains__)
         moments = sorted(int(at) for at in rng.integers(0, replicas - LAST, len(names)))
         yield [Planned(name, at, float(rng.uniform(0, 2))) for name, at in zip(names, moments, strict=True)]
 
@@ -165,8 +167,6 @@ def _runs(store: Store, resolved: Resolved) -> list[str]:
     trials = store.trials(sweep_id=sweep_id).num_rows
     wrong = [f"MLflow has {len(found)} runs, not {trials + 1}"] if len(found) != trials + 1 else []
     states = {run.info.status for run in found}
-    client.delete_experiment(experiment.experiment_id)
-    client.rename_experiment(experiment.experiment_id, f"{experiment.name}-{experiment.experiment_id}")
     return wrong + [f"MLflow's runs are {state}" for state in states - {"FINISHED"}]
 
 
