@@ -16,11 +16,12 @@ from torch.utils import _pytree as pytree
 from benchmarks.loop import Loop
 from benchmarks.measure import Row, alternate, matmul_rate, ms
 from grokscale import registry
+from grokscale.checkpoint import CHECKPOINT_S
 from grokscale.memory import size
 from grokscale.spec import TrialSpec, parse
 from grokscale.store import Store
 from grokscale.train import Lanes, Program, next_evaluation
-from grokscale.worker import CHECKPOINT_S, Work
+from grokscale.worker import Work
 
 REGISTRY = registry.load()
 DECODER = {"task": {"name": "modular-tokens"}, "optimiser": {"wd": 0.005}}
@@ -196,14 +197,10 @@ def window(spec: TrialSpec, lanes: int = 4) -> Row:
     with torch.no_grad():
         for step in range(1, 4):
             mine.step(step)
-    assert mine.program.structure is not None
-    chained, _ = pytree.tree_unflatten(mine.stacked["state"], mine.program.structure)
-    held = sum(t.numel() * t.element_size() for t in pytree.tree_leaves(chained)) / lanes
+    held = sum(t.numel() * t.element_size() for t in pytree.tree_leaves(mine.stacked["state"][0])) / lanes
     least = places * sum(p[0].numel() * p.element_size() for p in mine.stacked["params"].values())
     return Row(f"Grokfast-MA, w = {places}: bytes of its state a replica", "<= w x N x bytes + 10 %",
                f"{100 * (held / least - 1):+.1f} %", held <= 1.1 * least, size(held), floor=size(least))
-
-
 
 
 def packs(seconds: float = 8.0) -> list[Row]:

@@ -86,9 +86,9 @@ def test_what_is_off_for_good_is_not_computed_and_nobody_can_tell(chained: list[
         with torch.no_grad():
             pack = Pack(program, [3, 4], 40, "decided", None)
             while not pack.done:
-                end = pack.run_to_next_evaluation()
+                pack.run_to_next_evaluation()
                 rested += pack.lanes.resting
-        return end.curves(), rested
+        return pack.curves(), rested
 
     (mine, rested), (plain, never) = curves(sticky=True), curves(sticky=False)
     assert rested >= 2 and never == 0 and not plain["active"].all()
