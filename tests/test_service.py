@@ -45,6 +45,13 @@ TABLES: dict[str, Any] = {
 }
 
 
+# At such a rate nothing is ever learned: a trial of it runs until somebody stops it.
+ENDLESS: dict[str, Any] = {
+    "horizon": 5_000_000, "space": {"lr": {"low": 1e-9, "high": 1e-8, "default": 1e-9}},
+    "arm": [TABLES["arm"][0]], "search": {"trials": 1, "seeds": 2}, "confirm": {"seeds": 0},
+}  # fmt: skip
+
+
 def resolved(**changes: Any) -> Resolved:
     experiment = parse({**TABLES, **changes})
     return experiment.resolve(registry.load(experiment.plugin))
@@ -184,11 +191,7 @@ def test_stopped_killed_and_resumed_is_as_undisturbed(place: Path, undisturbed: 
 
 def test_one_trial_is_stopped_with_its_state_saved(place: Path) -> None:
     """The sweep goes on without it: here to its end. The next start tries it again, from its checkpoint."""
-    changes: dict[str, Any] = {
-        "horizon": 5_000_000, "space": {"lr": {"low": 0.05, "high": 0.6, "default": 0.1}},
-        "arm": [TABLES["arm"][0]], "search": {"trials": 1, "seeds": 2}, "confirm": {"seeds": 0},
-    }  # fmt: skip
-    file, store = write(place, **changes), Store(place / "runs")
+    file, store = write(place, **ENDLESS), Store(place / "runs")
     verb(place, "submit", str(file), "--detach")
     with watched(place, "logs", "-f") as lines:
         until(lines, ": trial ")
@@ -216,7 +219,7 @@ def test_a_note_stops_a_trial_at_once_or_with_its_state_saved(tmp_path: Path) ->
     from grokscale.worker import SweepTrainable
     from tests.test_sweep import job
 
-    store, one = Store(tmp_path / "runs"), resolved()
+    store, one = Store(tmp_path / "runs"), resolved(**ENDLESS)
     folder = store.sweep_dir(one.sweep_id)
     asked = {**job(one, [1, 2], 5_000_000), "root": store.root, "threads": 1, "data": str(tmp_path),
              "stops": str(notes_in(folder))}  # fmt: skip
