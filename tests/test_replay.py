@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from grokscale import data
 from grokscale.spec import TrialSpec
-from grokscale.train import Lanes, Program, replay
+from grokscale.train import Lanes, Program
 from grokscale.train.pack import Pack
 from grokscale.train.replay import Replayed
 from grokscale.transform import chain, resting
@@ -24,7 +24,7 @@ from tests.test_data_tasks import TASKS, small_trial
 from tests.test_tasks_train import SMALL, tables
 from tests.trials import KNOBS, REGISTRY, trial
 
-STEPS, PATIENCE = 6, 2
+STEPS, PATIENCE, NEVER = 6, 2, 10**9
 LOOKS = {"every": 0.0, "min": 5, "examples": 64}
 
 
@@ -36,10 +36,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     data.use(None)
 
 
-def trained(spec: TrialSpec, patience: int, monkeypatch: pytest.MonkeyPatch, *, plain: bool = False) -> Any:
+def trained(spec: TrialSpec, patience: int, *, plain: bool = False) -> Any:
     """All tensors of a pack and its losses and accuracies after STEPS steps."""
-    monkeypatch.setattr(replay, "PATIENCE", patience)
-    program = Program(spec, REGISTRY, "cpu")
+    program = Program(spec, REGISTRY, "cpu", patience=patience)
     if plain:
         program.transform = program.transform._replace(elementwise=False, timeless=False)
     with torch.no_grad():
@@ -56,9 +55,9 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("name", [*SMALL, *TASKS])
-def test_every_task_is_replayed_bit_for_bit(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_task_is_replayed_bit_for_bit(name: str, folder: Path) -> None:
     spec = small_trial(name) if name in TASKS else trial(tables(name))
-    assert same(trained(spec, PATIENCE, monkeypatch), trained(spec, 10**9, monkeypatch))
+    assert same(trained(spec, PATIENCE), trained(spec, NEVER))
 
 
 def declared(method: str) -> bool:
@@ -68,9 +67,9 @@ def declared(method: str) -> bool:
 
 @pytest.mark.parametrize("form", ["parity-mlp2", "pairs-mlp2"])
 @pytest.mark.parametrize("method", sorted(filter(declared, REGISTRY.methods)))
-def test_every_method_is_what_it_says_of_itself(method: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_method_is_what_it_says_of_itself(method: str, form: str) -> None:
     spec = trial(form, method)
-    assert same(trained(spec, PATIENCE, monkeypatch), trained(spec, 10**9, monkeypatch, plain=True))
+    assert same(trained(spec, PATIENCE), trained(spec, NEVER, plain=True))
 
 
 @pytest.mark.parametrize("chained", [["egd"], ["egd-topk", "grokfast-ema"], ["egd-rsvd"]])

@@ -25,7 +25,7 @@ from grokscale.rng import generator
 from grokscale.spec import TrialSpec
 from grokscale.tasks.base import Split, Splits, Task
 from grokscale.train.graphs import Graphed
-from grokscale.train.replay import Replayed
+from grokscale.train.replay import PATIENCE, Replayed
 from grokscale.transform import Transform, chain, optimiser, resting
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of parameters
@@ -58,9 +58,12 @@ class Program:
         methods: Sequence[Mapping[str, Any]] | None = None,
         metrics: Sequence[str] = (),
         compiled: bool = False,
+        patience: int = PATIENCE,
     ) -> None:
         """methods: in place of the trial's.  metrics: names of measures to take.
-        compiled: compile the gradient of a pack, where there is a compiler."""
+        compiled: compile the gradient of a pack, where there is a compiler.
+        patience: calls before the operations of a step are written down (`replay`)."""
+        self.patience = patience
         self.compiled = compiled and compiler() is not None
         self.spec, self.device, self.dtype = spec, torch.device(device), DTYPES[spec.precision]
         torch.set_float32_matmul_precision("high" if spec.precision == "tf32" else "highest")
@@ -119,12 +122,12 @@ class Program:
         run = torch.compile(of_all, dynamic=False) if self.compiled else of_all
         if self.device.type == "cuda":
             return Graphed(run)
-        return run if self.compiled else Replayed(run)
+        return run if self.compiled else Replayed(run, self.patience)
 
     @cached_property
     def looks(self) -> Callable[[dict[str, Tensor], Split], tuple[Tensor, Tensor]]:
         """`look` of all lanes of a pack at once."""
-        return Replayed(vmap(self.look))
+        return Replayed(vmap(self.look), self.patience)
 
     @cached_property
     def filters(self) -> tuple[Callable[..., tuple[Any, Any]], Callable[..., tuple[Any, Any]]]:
@@ -139,7 +142,7 @@ class Program:
         if transform.elementwise:
             return lambda *of_all, step: of_one(*of_all, step=step)
         if transform.timeless:
-            replayed = Replayed(vmap(partial(of_one, step=0)))
+            replayed = Replayed(vmap(partial(of_one, step=0)), self.patience)
             return lambda *of_all, step: replayed(*of_all)
         return lambda *of_all, step: vmap(partial(of_one, step=step))(*of_all)
 

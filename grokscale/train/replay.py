@@ -31,8 +31,8 @@ class Replayed:
     and of results, whatever their shapes.
     """
 
-    def __init__(self, function: Callable[..., Any], patience: int | None = None) -> None:
-        self.function, self.patience = function, PATIENCE if patience is None else patience
+    def __init__(self, function: Callable[..., Any], patience: int = PATIENCE) -> None:
+        self.function, self.patience = function, patience
         self.calls: Counter[Signature] = Counter()
         self.recorded: dict[Signature, tuple[Callable[..., list[Tensor]], pytree.TreeSpec]] = {}
 

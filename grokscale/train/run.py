@@ -65,13 +65,14 @@ def timing(
     """Solo seconds per step of one replica alone: (with the method, with the method off), evaluation not counted.
 
     Off is the same trial with method "none"; the two differ only for a method that has a switch, else both are on.
+    As in a long run: what is written down after a while (`replay`) is from the start.
     """
     registry = registry or registry_.load(spec.plugins)
-    program = Program(spec, registry, device)
+    program = Program(spec, registry, device, patience=0)
     on = _seconds_per_step(program, steps)
     if program.transform.active is None:
         return on, on
-    return on, _seconds_per_step(Program(spec, registry, device, methods=[{"name": "none"}]), steps)
+    return on, _seconds_per_step(Program(spec, registry, device, methods=[{"name": "none"}], patience=0), steps)
 
 
 def _seconds_per_step(program: Program, steps: int) -> float:
