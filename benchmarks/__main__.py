@@ -44,12 +44,15 @@ def main() -> None:
     found: list[Row] = []
     for name in asked.rows or ROWS:
         began = time.monotonic()
-        found += ROWS[name]()
+        try:
+            found += ROWS[name]()
+        except SystemExit as error:  # of a process that was measured: the other rows are worth having
+            found.append(Row(name, "", "failed", False, note=str(error).partition("\n")[0]))
+            print(error, file=sys.stderr)
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    text = table(found)
-    print(text)
-    if asked.write:
-        asked.write.write_text(f"{about()}\n\n{text}\n")
+        if asked.write:
+            asked.write.write_text(f"{about()}\n\n{table(found)}\n")
+    print(table(found))
 
 
 def about() -> str:

@@ -78,8 +78,14 @@ def _command(folder: Path, text: str) -> list[str]:
     return [sys.executable, "-m", "grokscale.cli", "sweep", str(file), "--store", str(folder / "runs")]
 
 
+def _environment() -> dict[str, str]:
+    """Of a user who has set nothing of Ray's: this process has a token of its own, for a Ray that it might start."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    return env | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
 def _seconds(command: list[str], more: Mapping[str, str] | None = None) -> float:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), **(more or {})}
+    env = {**_environment(), **(more or {})}
     start = time.perf_counter()
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -97,8 +103,7 @@ def cluster() -> Iterator[str]:
             f"--num-cpus={len(os.sched_getaffinity(0))}", "--include-dashboard=false", "--disable-usage-stats",
             "--object-store-memory=80000000", f"--temp-dir={folder}", *(f"--{k}={v}" for k, v in ports.items()),
         ]  # fmt: skip
-        env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        env = _environment()
         with (Path(folder) / "said").open("w") as said:
             process = subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
         try:
