@@ -36,8 +36,8 @@ def trial(tables: Mapping[str, Any], method: str | list[str] = "none", **knobs: 
 
 
 def pack(spec: TrialSpec, lanes: int, device: str = "cpu", compiled: bool = False) -> Lanes:
-    """`lanes` replicas side by side."""
-    return Lanes(Program(spec, REGISTRY, device, compiled=compiled), list(range(lanes)), list(range(lanes)))
+    """`lanes` replicas side by side, their operations written down from the start, as they are for most of a run."""
+    return Lanes(Program(spec, REGISTRY, device, compiled=compiled, patience=0), list(range(lanes)), list(range(lanes)))
 
 
 def stepper(spec: TrialSpec, lanes: int, device: str = "cpu", compiled: bool = False) -> Callable[[int], None]:
