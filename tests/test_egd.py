@@ -579,4 +579,11 @@ def test_a_decomposition_that_does_not_converge_is_done_the_other_way(monkeypatc
         with monkeypatch.context() as broken:
             broken.setattr(torch.linalg, function, fails)
             got = spectra.reweigh(g, spectra.left(g, how), spectra.clamp(1e-6))
+            u, s = spectra.thin(g.mT)
         assert torch.allclose(got, expected, rtol=1e-9, atol=1e-12)
+        vectors, values, _ = torch.linalg.svd(g.mT, full_matrices=False)
+        assert torch.allclose(s, values, rtol=1e-9) and torch.allclose((u.mT @ vectors).abs(), torch.eye(4).double())
+    monkeypatch.setattr(torch.linalg, "svd", fails)
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    got = spectra.reweigh(g, spectra.left(g, "svd"), spectra.clamp(1e-6))
+    assert torch.allclose(got, g / g.norm(dim=1, keepdim=True))

@@ -117,6 +117,19 @@ def test_it_is_recorded_by_shape_once_it_has_been_called_often_enough() -> None:
     assert list(replayed.recorded) == [(torch.Size([3]), torch.Size([3]))]
 
 
+def test_a_decomposition_that_fails_in_a_recording_is_the_functions_affair() -> None:
+    def function(a: Tensor) -> Tensor:
+        try:
+            return torch.linalg.cholesky(a)
+        except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+            return torch.zeros_like(a)
+
+    replayed = Replayed(function, patience=0)
+    good = torch.tensor([[4.0]])
+    assert float(replayed(good)) == 2 and list(replayed.recorded)
+    assert float(replayed(-good)) == 0 and float(replayed(good)) == 2
+
+
 def test_views_that_change_nothing_are_left_out() -> None:
     replayed = Replayed(lambda x: x.expand(2, 3).reshape(2, 3) @ x.view(3, 2), patience=0)
     x = torch.arange(6.0).reshape(2, 3)

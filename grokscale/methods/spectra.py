@@ -7,6 +7,7 @@ values. `Cost` says what it costs: matrix products exactly, decompositions by Go
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -66,14 +67,25 @@ def left(a: Tensor, how: str) -> Tensor:
     """Left singular vectors (..., m, m) of a (..., m, n), m <= n.
 
     how: "svd", or "gram": eigenvectors of a a^T, half the cost, right for directions above 1e-8 of the largest.
-    Where one does not converge the other is tried: a pack must not end because a decomposition does.
+    Where one does not converge the other is tried, and where neither does the axes are taken, so that every row is
+    weighed by itself, as ColNorm does: a pack must not end because a decomposition does.
     """
     ways = [lambda: torch.linalg.svd(a, full_matrices=False)[0], lambda: torch.linalg.eigh(a @ a.mT)[1]]
-    first, second = ways if how == "svd" else reversed(ways)
-    try:
-        return first()
-    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
-        return second()
+    for way in ways if how == "svd" else reversed(ways):
+        with suppress(torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
+            return way()
+    return torch.eye(a.shape[-2], dtype=a.dtype, device=a.device).expand(*a.shape[:-1], a.shape[-2])
+
+
+def thin(a: Tensor) -> tuple[Tensor, Tensor]:
+    """(U (..., m, k), s (..., k), descending) of a (..., m, r), k = min(m, r); by way of the triangular factor of a
+    where the decomposition of a itself does not converge."""
+    with suppress(torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
+        u, s, _ = torch.linalg.svd(a, full_matrices=False)
+        return u, s
+    q, r = torch.linalg.qr(a)
+    u = left(r, "gram").flip(-1)
+    return q @ u, torch.linalg.vector_norm(u.mT @ r, dim=-1)
 
 
 def reweigh(a: Tensor, u: Tensor, weight: Weight, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -97,8 +109,7 @@ def leading(a: Tensor, sketch: Tensor, power: int) -> tuple[Tensor, Tensor, Tens
     for _ in range(power):
         sketch = torch.linalg.qr(a @ sketch)[0]
         sketch = torch.linalg.qr(a.mT @ sketch)[0]
-    u, s, _ = torch.linalg.svd(a @ sketch, full_matrices=False)
-    return u, s, sketch
+    return *thin(a @ sketch), sketch
 
 
 def lanczos(a: Tensor, start: Tensor, steps: int, k: int) -> Tensor:
@@ -117,7 +128,7 @@ def lanczos(a: Tensor, start: Tensor, steps: int, k: int) -> Tensor:
         outs.append(_across(image[-1], outs, least))
         right.append(_across(a.mT @ outs[-1], right, least))
         image.append(a @ right[-1])
-    u, s, _ = torch.linalg.svd(torch.cat(image, -1), full_matrices=False)
+    u, s = thin(torch.cat(image, -1))
     return u[..., :k] * (s[..., None, :k] > least)
 
 
