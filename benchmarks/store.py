@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,11 +43,15 @@ def main() -> None:
             parser.error("--prepare needs --folder, where the stores are to stay")
         prepare(asked, asked.folder)
         return
+    from benchmarks.__main__ import about, table  # torch, which generating does without
+
     with tempfile.TemporaryDirectory(prefix="grokscale-bench-") as scratch:
-        text = measure(asked, asked.folder or Path(scratch))
-    print(text)
-    if asked.write:
-        asked.write.write_text(text + "\n")
+        rows = []
+        for row in measure(asked, asked.folder or Path(scratch)):
+            rows.append(row)
+            if asked.write:  # as they come: one that fails must not take the others along
+                asked.write.write_text(f"{about()}\n\n{table(rows)}\n")
+    print(table(rows))
 
 
 def prepare(asked: argparse.Namespace, folder: Path) -> None:
@@ -57,44 +61,43 @@ def prepare(asked: argparse.Namespace, folder: Path) -> None:
     tracked(folder / f"mlflow-{asked.runs}", asked.runs)
 
 
-def measure(asked: argparse.Namespace, folder: Path) -> str:
-    """All rows of the table, in Markdown."""
-    from benchmarks.__main__ import about, table  # torch, which generating and asking do without
+def measure(asked: argparse.Namespace, folder: Path) -> Iterator[Any]:
+    """All rows of the table, one after the other."""
     from benchmarks.measure import Row, ms
 
-    rows: list[Row] = []
     root = folder / f"store-{asked.replicas}-{asked.points}"
     names = generated(root, asked.replicas, asked.points)
     size = f"{asked.replicas:,} replicas, {asked.points:,} points"
     say("compacting")
     done = work("merge", root, "0")
     assert done["rows"]["replicas"] in (asked.replicas, 0)
-    note = f"peak {gb(done['peak'])}; {files(root)} files left"
-    rows.append(Row(f"compact {size}", "", f"{done['seconds']:.0f} s", None, note=note))
+    if done["rows"]["replicas"]:  # a folder that was kept has been compacted before
+        note = f"peak {gb(done['peak'])}; {files(root)} files left"
+        yield Row(f"compact {size}", "", f"{done['seconds']:.0f} s", None, note=note)
 
     say("asking")
     best = min((work("aggregate", root) for _ in range(3)), key=lambda one: one["seconds"])
     assert best["replicas"] == asked.replicas and best["rows"] == TASKS * METHODS
     whole = f"{best['seconds']:.2f} s, {gb(best['peak'])}"
     met = best["seconds"] < 2 and best["peak"] < 1e9
-    rows.append(Row("aggregates over all replicas, 50 rows with intervals", "< 2 s, < 1 GB", whole, met, note=size))
+    yield Row("aggregates over all replicas, 50 rows with intervals", "< 2 s, < 1 GB", whole, met, note=size)
     best = min((work("points", root) for _ in range(2)), key=lambda one: one["seconds"])
     assert best["points"] == asked.points
-    rows.append(Row("means over every point", "", f"{best['seconds']:.2f} s, {gb(best['peak'])}", None, note=size))
+    yield Row("means over every point", "", f"{best['seconds']:.2f} s, {gb(best['peak'])}", None, note=size)
     found = [work("trial", root, f"{a},{b}") for a, b in names]
     first = sorted(one["seconds"] - one["again"] for one in found)[len(found) // 2]
     again = sorted(one["again"] for one in found)[len(found) // 2]
     note = f"a new reader; by the same reader {ms(again)}; {found[0]['rows']} points"
-    rows.append(Row("one trial's curves", "< 200 ms", ms(first), first < 0.2, note=note))
+    yield Row("one trial's curves", "< 200 ms", ms(first), first < 0.2, note=note)
 
     say(f"{asked.writers} writers and a compactor")
-    rows.append(crowd(folder, asked.writers, asked.appends))
+    yield crowd(folder, asked.writers, asked.appends)
     say("paced writers")
     one = paced(folder, 1, asked.paced)
     many = paced(folder, asked.writers, asked.paced)
     note = f"p95 {ms(one)} alone, {ms(many)} together"
     what = f"p95 of an append, {asked.writers} writers at one a second / one writer"
-    rows.append(Row(what, "<= 3", f"{many / one:.2f}", many / one <= 3, ms(many), ms(one), note=note))
+    yield Row(what, "<= 3", f"{many / one:.2f}", many / one <= 3, ms(many), ms(one), note=note)
 
     say(f"MLflow with {asked.runs:,} runs")
     tracked(folder / f"mlflow-{asked.runs}", asked.runs)
@@ -105,8 +108,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> str:
     ours = min((work("aggregate", small) for _ in range(3)), key=lambda one: one["seconds"])
     what = f"the same question at {asked.runs:,} runs: MLflow search_runs / store"
     ratio = f"{theirs['seconds'] / ours['seconds']:.0f}x"
-    rows.append(Row(what, "", ratio, None, ms(ours["seconds"]), ms(theirs["seconds"])))
-    return f"{about()}\n\n{table(rows)}"
+    yield Row(what, "", ratio, None, ms(ours["seconds"]), ms(theirs["seconds"]))
 
 
 def crowd(folder: Path, writers: int, appends: int) -> Any:
@@ -217,7 +219,7 @@ def tracked(folder: Path, runs: int) -> None:
     there = 0
     if (folder / "mlflow.db").exists():
         with closing(sqlite3.connect(folder / "mlflow.db")) as database:
-            ((there,),) = database.execute("SELECT count(*) FROM runs")
+            ((there,),) = database.execute("SELECT count(*) FROM runs WHERE status = 'FINISHED'")
     if there >= runs:
         return
     from mlflow import MlflowClient

@@ -100,7 +100,7 @@ def mlflow(root: str) -> dict[str, Any]:
     start = time.perf_counter()
     found, token = [], None
     while True:
-        page = client.search_runs(["0"], max_results=1000, page_token=token)
+        page = client.search_runs(["0"], "attributes.status = 'FINISHED'", max_results=1000, page_token=token)
         found += page
         token = page.token
         if not token:
