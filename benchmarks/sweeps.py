@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
@@ -57,10 +58,10 @@ def sweep(*, trials: int, seeds: int, horizon: int) -> float:
         return _seconds(_command(Path(folder), EXPERIMENT.format(trials=trials, seeds=seeds, horizon=horizon)))
 
 
-def first_step(address: str | None = None) -> tuple[float, float]:
+def first_step(there: Mapping[str, str] | None = None) -> tuple[float, float]:
     """(seconds from the command to the end of the first training step, to the prompt) of a sweep of one trial.
 
-    address: of a running Ray; None: the sweep starts its own.
+    there: what names a running Ray (`cluster`); None: the sweep starts its own.
     """
     with tempfile.TemporaryDirectory() as folder:
         stamp = Path(folder) / "stamp"
@@ -68,7 +69,7 @@ def first_step(address: str | None = None) -> tuple[float, float]:
         text = text.replace('[[arm]]\nname = "none"\n', STAMPED.format(path=stamp))
         command = _command(Path(folder), f'plugin = "benchmarks.first_step"\n{text}')
         start = time.monotonic()
-        whole = _seconds(command, {} if address is None else {"RAY_ADDRESS": address})
+        whole = _seconds(command, there)
         return float(stamp.read_text()) - start, whole
 
 
@@ -94,7 +95,7 @@ def _seconds(command: list[str], more: Mapping[str, str] | None = None) -> float
 
 
 @contextmanager
-def cluster() -> Iterator[str]:
+def cluster() -> Iterator[dict[str, str]]:
     """A Ray of this benchmark's own while inside: its address. Nobody else's is looked for, touched or stopped."""
     ports = {name: _free_port() for name in ("port", "ray-client-server-port", "dashboard-agent-listen-port")}
     with tempfile.TemporaryDirectory(prefix="gb-", dir="/tmp", ignore_cleanup_errors=True) as folder:
@@ -103,11 +104,13 @@ def cluster() -> Iterator[str]:
             f"--num-cpus={len(os.sched_getaffinity(0))}", "--include-dashboard=false", "--disable-usage-stats",
             "--object-store-memory=80000000", f"--temp-dir={folder}", *(f"--{k}={v}" for k, v in ports.items()),
         ]  # fmt: skip
-        env = _environment()
+        # An explicit address never takes the token that Ray may have left in the home folder, a head does.
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        env = _environment() | token
         with (Path(folder) / "said").open("w") as said:
             process = subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
         try:
-            yield _address(process, Path(folder) / "said")
+            yield {"RAY_ADDRESS": _address(process, Path(folder) / "said"), **token}
         finally:
             process.terminate()
             process.wait(60)
@@ -154,9 +157,9 @@ def trivial() -> list[Row]:
 def starting() -> list[Row]:
     """From the command to the first training step: with a Ray of its own, and on one that has run a sweep before."""
     own, whole = first_step()
-    with cluster() as address:
-        before, _ = first_step(address)
-        second, end = first_step(address)
+    with cluster() as there:
+        before, _ = first_step(there)
+        second, end = first_step(there)
     about = "one trial of one replica; the step is taken once the optimiser has moved"
     return [
         Row("command to first training step, Ray started", "<= 15 s", f"{own:.1f} s", own <= 15,

@@ -255,12 +255,22 @@ class Cluster:
                 own = {"num_cpus": self._cores, "object_store_memory": OBJECT_STORE}
                 ray.init(**own, _temp_dir=str(self._folder.path), **quiet)
         except (RayError, OSError, RuntimeError, ValueError, ConnectionError) as error:
-            raise GrokscaleError(f"Ray did not start: {error}") from error
+            raise GrokscaleError(f"Ray did not start: {error}{self._hint()}") from error
         except Exception as error:
             if type(error) is Exception:  # of no class of its own: its processes were not up in time, on a busy machine
                 raise GrokscaleError(f"Ray did not start: {error}") from error
             raise
         self._connected = True
+
+    @staticmethod
+    def _hint() -> str:
+        """What an address that is not answered may lack: Ray takes no token by itself for an explicit one."""
+        if os.environ.get("RAY_ADDRESS", "auto") == "auto" or os.environ.get("RAY_AUTH_MODE") == "token":
+            return ""
+        return (
+            "; if RAY_ADDRESS names a cluster that asks for a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH "
+            "where the token is not in ~/.ray/auth_token"
+        )
 
     @property
     def slots(self) -> int:

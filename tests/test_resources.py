@@ -255,6 +255,21 @@ def test_a_ray_that_does_not_start_is_said_in_words(monkeypatch: pytest.MonkeyPa
     cluster.close()
 
 
+def test_a_cluster_that_may_ask_for_a_token_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For an explicit address Ray takes none by itself, though a head took the one in the home folder."""
+
+    def init(**options: Any) -> None:
+        raise ConnectionError("no answer")
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    for mode, hinted in (("disabled", True), ("token", False)):
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+        with pytest.raises(GrokscaleError) as refused:
+            Cluster(1, 0.0).start()
+        assert ("set RAY_AUTH_MODE=token" in str(refused.value)) is hinted
+
+
 class _Desk:
     """Has one job, and remembers what became of it."""
 
