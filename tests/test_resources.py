@@ -265,8 +265,10 @@ def test_a_cluster_that_may_ask_for_a_token_is_said_to(monkeypatch: pytest.Monke
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
     for mode, hinted in (("disabled", True), ("token", False)):
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
+        cluster = Cluster(1, 0.0)
         with pytest.raises(GrokscaleError) as refused:
-            Cluster(1, 0.0).start()
+            cluster.start()
+        cluster.close()
         assert ("set RAY_AUTH_MODE=token" in str(refused.value)) is hinted
 
 
