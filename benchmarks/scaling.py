@@ -87,14 +87,13 @@ def filing(sizes: Sequence[int] = SIZES) -> list[Row]:
         store = Store(root)
         ledger = Ledger(store, one.sweep_id)
 
-        def part() -> Job:
+        def part() -> tuple[Job, str]:
             job = next(some)
             store.append("curves", curve(job.trial_id, job.seeds[0], points=80))
-            store.append("replicas", [outcome(job)])
-            return job
+            return job, store.append("replicas", [outcome(job)]) or ""
 
-        def told(job: Job) -> None:
-            ledger.refresh(job.trial_id)
+        def told(job: Job, name: str) -> None:
+            ledger.refresh(job.trial_id, [name])
             ledger.file(job, "ended", value=8.0)
             ledger.flush()
 
@@ -102,11 +101,11 @@ def filing(sizes: Sequence[int] = SIZES) -> list[Row]:
             for job in _next(some, size - there):
                 written(Path(root), "replicas", outcome(job))
                 written(Path(root), "trials", row(one, job))
-            told(part())  # takes in the history
+            told(*part())
             there = size + 1 + REPEATS
-            parts: list[Job] = []
+            parts: list[tuple[Job, str]] = []
             worker.append(statistics.median(seconds(lambda kept=parts: kept.append(part())) for _ in range(REPEATS)))
-            driver.append(statistics.median(seconds(lambda job=job: told(job)) for job in parts))
+            driver.append(statistics.median(seconds(lambda part=part: told(*part)) for part in parts))
     return [
         flat("a trial's outcome in the store, the worker's files, by trials there", sizes, worker),
         flat("a trial's outcome in the store, the driver's part, by trials there", sizes, driver),

@@ -20,6 +20,7 @@ from grokscale.outcomes import answers
 from grokscale.search import Job, Plan
 from grokscale.spec import canonical_json
 from grokscale.store import Store
+from grokscale.store.relations import to_rows
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +85,18 @@ class Ledger:
         self._trials = {(row["arm"], row["phase"], row["number"], tuple(row["seeds"])): row for row in trials}
         self._unwritten: list[dict[str, Any]] = []
 
-    def refresh(self, trial_id: str) -> None:
-        """Take in what workers have added of a trial."""
-        self._replicas |= self.store.answered([trial_id])
+    def refresh(self, trial_id: str, parts: Sequence[str] = ()) -> None:
+        """Take in what workers have added of a trial.
+
+        parts: the files that hold it, where they are known: else the store is looked through, and that takes longer the
+        more there is.
+        """
+        tables = [self.store.part("replicas", name) for name in parts]
+        rows = [row for table in tables if table is not None for row in to_rows(table.select(list(_NEEDED)))]
+        fresh = {(row["trial_id"], row["seed"]): row for row in rows}
+        if not fresh or fresh.keys() & self._replicas.keys():  # of two rows of a replica the store says which counts
+            fresh = self.store.answered([trial_id])
+        self._replicas |= fresh
 
     def missing(self, job: Job, metrics: Sequence[str] = ()) -> list[int]:
         """The seeds of a job that no stored replica answers, its measures included."""
@@ -190,10 +200,12 @@ class PhaseDesk:
             return job.key, {**self.worker, "job": request}
         return None
 
-    def finished(self, key: Key) -> None:
+    def finished(self, key: Key, parts: Sequence[str] = ()) -> None:
         running = self._running.pop(key)
         job = running.job
-        self.ledger.refresh(job.trial_id)
+        self.ledger.refresh(job.trial_id, parts)
+        if parts and self.ledger.missing(job, self._metrics):  # an earlier attempt wrote some
+            self.ledger.refresh(job.trial_id)
         if unanswered := self.ledger.missing(job, self._metrics):
             self._fail(job, f"the worker ended, but the store has no answer for the seeds {unanswered}")
             return
@@ -303,8 +315,8 @@ class Phases:
         self._taken += taken is not None
         return taken
 
-    def finished(self, key: Key) -> None:
-        self._open.finished(key)
+    def finished(self, key: Key, parts: Sequence[str] = ()) -> None:
+        self._open.finished(key, parts)
         self._came_back()
 
     def failed(self, key: Key, error: str) -> None:

@@ -26,8 +26,9 @@ from grokscale.train import Evaluation, timing
 
 
 def write_part(store: Store, spec: TrialSpec, evaluation: Evaluation, *, device: str = "cpu", wall_s: float,
-               attempt: str | None = None) -> list[dict[str, Any]]:
-    """Append the curves, the measures and then the replicas of a pack that is done; the replicas' rows as written.
+               attempt: str | None = None) -> tuple[list[dict[str, Any]], str | None]:
+    """Append the curves, the measures and then the replicas of a pack that is done; (the replicas' rows as written,
+    the name of their file).
 
     The replicas' file is the commit: without it the others count for nothing, whatever cut the worker off.
     wall_s: seconds that this pack took here.  attempt: unique name of this try, a fresh one by default.
@@ -44,8 +45,7 @@ def write_part(store: Store, spec: TrialSpec, evaluation: Evaluation, *, device:
     about |= {"attempt": attempt, "wall_s": wall_s, "at": datetime.now(UTC)}
     taken = _by_seed(seen)
     rows = [{**about, **row, "signatures": labels(row, curves, taken[row["seed"]])} for row in evaluation.replicas()]
-    store.append("replicas", rows)
-    return rows
+    return rows, store.append("replicas", rows)
 
 
 def labels(row: Mapping[str, Any], curves: Mapping[str, Any], measures: Measures) -> str:

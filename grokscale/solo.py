@@ -63,7 +63,7 @@ def run(
             if store is None:
                 rows |= {row["seed"]: row for row in evaluation.replicas()}
             else:
-                part = write_part(store, spec, evaluation, wall_s=time.monotonic() - began)
+                part, _ = write_part(store, spec, evaluation, wall_s=time.monotonic() - began)
                 rows |= {row["seed"]: row for row in part}
     return [rows[seed] for seed in seeds]
 

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,7 +66,10 @@ class Desk(Protocol):
         """The next job and what its worker is told; None where nothing can run now."""
         ...
 
-    def finished(self, key: Any) -> None: ...
+    def finished(self, key: Any, parts: Sequence[str] = ()) -> None:
+        """parts: the store's files that its worker wrote."""
+        ...
+
     def failed(self, key: Any, error: str) -> None: ...
     def report(self, key: Any, finished: int, grokked: int) -> None: ...
     def tick(self) -> None: ...
@@ -110,7 +113,7 @@ class _Searcher(Inert, Searcher):
         self.desk, self._stop = desk, stop
         self.out: dict[str, _Out] = {}  # by Tune's trial id
         self.again: list[_Out] = []
-        self.returned: list[tuple[Any, str | None]] = []  # (job, error), to be handled outside Tune's catch-all
+        self.returned: list[tuple[Any, str | Sequence[str]]] = []  # (job, error or parts), outside Tune's catch-all
         self.problem: GrokscaleError | None = None  # what ends the sweep
 
     def stop(self) -> bool:
@@ -138,7 +141,7 @@ class _Searcher(Inert, Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if not error:
-            self.returned.append((self.out.pop(trial_id).key, None))
+            self.returned.append((self.out.pop(trial_id).key, (result or {}).get("parts", ())))
 
     def failed(self, trial_id: str, error: BaseException | None, text: str) -> None:
         """Take back a trial that Tune gave up: to be tried again, to be given up, or as the end of the sweep."""
@@ -163,12 +166,12 @@ class _Searcher(Inert, Searcher):
         there.
         """
         while self.returned and self.problem is None:
-            key, error = self.returned.pop(0)
+            key, said = self.returned.pop(0)
             try:
-                if error is None:
-                    self.desk.finished(key)
+                if isinstance(said, str):
+                    self.desk.failed(key, said)
                 else:
-                    self.desk.failed(key, error)
+                    self.desk.finished(key, said)
             except GrokscaleError as problem:
                 self.problem = problem
 

@@ -53,7 +53,7 @@ def out_of_memory(error: BaseException) -> str | None:
 class Work:
     """The replicas of one job, pack after pack, resumable.
 
-    Iterating trains: it yields the step at every evaluation, and `finished` and `grokked` count. What the
+    Iterating trains: it yields the step at every evaluation, and `finished`, `grokked` and `parts` grow. What the
     store knows already (an earlier attempt that was cut off after it wrote) is not trained again.
     """
 
@@ -69,6 +69,7 @@ class Work:
         self.compiled = bool(config.get("compile", False))
         self.keeping: str | None = config.get("keep")
         self.grokked = self.finished = 0
+        self.parts: list[str] = []  # files of replicas that were written
         self._pack: tuple[Checkpoint, Evaluation, float] | None = None  # under way: where it is kept, and how far it is
         self._claim = Claim(store, self.spec.trial_id)
 
@@ -159,14 +160,14 @@ class Work:
             self._claim.alive()
             if checkpoint.due:
                 self.keep()
-            rows = [row for row, over in zip(evaluation.replicas(), evaluation.finished, strict=True) if over]
             self.finished, self.grokked = before
-            self._count(rows)
+            self._count(evaluation.replicas(ended=True))
             yield evaluation.step
         else:
             raise RuntimeError(f"trial {self.spec.trial_id}: the engine stopped before its replicas were finished")
         self._pack = None
-        rows = write_part(self.store, self.spec, evaluation, device=self.device, wall_s=spent)
+        rows, name = write_part(self.store, self.spec, evaluation, device=self.device, wall_s=spent)
+        self.parts += [name] if name else []
         checkpoint.remove()
         self.finished, self.grokked = before
         self._count(rows)
@@ -252,7 +253,8 @@ class SweepTrainable(tune.Trainable):
             if time.monotonic() >= until:
                 done = False
                 break
-        return {"finished": self._work.finished, "grokked": self._work.grokked, "done": done}
+        work = self._work
+        return {"finished": work.finished, "grokked": work.grokked, "parts": list(work.parts), "done": done}
 
     def _heed(self, asked: Path) -> None:
         """Raise TrialStopped where `stop SWEEP/TRIAL` says so: with the pack under way kept, unless it is to be now."""

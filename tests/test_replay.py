@@ -17,12 +17,12 @@ from grokscale import data
 from grokscale.spec import TrialSpec
 from grokscale.train import Lanes, Program
 from grokscale.train.pack import Pack
-from grokscale.train.replay import Replayed
+from grokscale.train.replay import KEPT, Replayed, shared
 from grokscale.transform import chain, resting
 from tests import datafiles
 from tests.test_data_tasks import TASKS, small_trial
 from tests.test_tasks_train import SMALL, tables
-from tests.trials import KNOBS, REGISTRY, trial
+from tests.trials import FORMS, KNOBS, REGISTRY, trial
 
 STEPS, PATIENCE, NEVER = 6, 2, 10**9
 LOOKS = {"every": 0.0, "min": 5, "examples": 64}
@@ -115,6 +115,35 @@ def test_it_is_recorded_by_shape_once_it_has_been_called_often_enough() -> None:
         assert torch.equal(answer["z"], 2 * x + 1) and torch.equal(answer["y"], y)
     assert called == [3, 3, 4, 3, 4]  # the fourth is the recording's; the fifth call ran nothing of ours
     assert list(replayed.recorded) == [(torch.Size([3]), torch.Size([3]))]
+
+
+def test_trials_of_the_same_network_share_what_was_written_down() -> None:
+    def program(spec: TrialSpec, patience: int = PATIENCE) -> Program:
+        return Program(spec, REGISTRY, "cpu", patience=patience)
+
+    one, other = (program(trial("parity-mlp2", optimiser={"lr": lr})) for lr in (0.1, 0.2))
+    with torch.no_grad():
+        lanes = Lanes(one, [3, 4], [0, 1])
+        for step in range(1, STEPS):
+            lanes.step(step)
+    assert other.gradient is one.gradient and other.looks is one.looks and other.gradient is not other.looks
+    assert isinstance(other.gradient, Replayed) and other.gradient.recorded
+    tables = FORMS["parity-mlp2"]
+    others = [
+        program(trial({**tables, "model": {**tables["model"], "width": 48}})),
+        program(trial({**tables, "task": {**tables["task"], "k": 3}})),
+        program(trial("parity-mlp2", precision="bf16")),
+        program(trial("parity-mlp2"), PATIENCE + 1),
+    ]
+    assert all(one.gradient is not another.gradient for another in others)
+
+
+def test_the_newest_recordings_are_kept() -> None:
+    first = shared("first", lambda x: x)
+    assert shared("first", lambda x: x) is first
+    for i in range(KEPT):
+        shared(i, lambda x: x)
+    assert shared("first", lambda x: x) is not first
 
 
 def test_a_decomposition_that_fails_in_a_recording_is_the_functions_affair() -> None:

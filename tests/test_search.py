@@ -241,8 +241,8 @@ def fate(spec: TrialSpec, seed: int) -> tuple[int | None, int | None]:
     return int(60 / lr * math.exp(0.5 * rng.standard_normal())), None
 
 
-def work(store: Store, config: Mapping[str, Any]) -> None:
-    """What a worker would write."""
+def work(store: Store, config: Mapping[str, Any]) -> str:
+    """Write what a worker would; the name of the file."""
     job = config["job"]
     spec = TrialSpec.from_json(job["spec"])
     out = []
@@ -256,7 +256,9 @@ def work(store: Store, config: Mapping[str, Any]) -> None:
             out.append(rows.grokked(spec.trial_id, seed, grok))
         else:
             out.append(rows.replica(spec.trial_id, seed, observed_to=job["horizon"]))
-    store.append("replicas", out)
+    name = store.append("replicas", out)
+    assert name is not None
+    return name
 
 
 def desks(one: Resolved, ledger: Ledger) -> Any:
@@ -284,11 +286,11 @@ def simulate(one: Resolved, root: Path, workers: int, order: random.Random, deat
             if not under_way:
                 break
             key, config = under_way.pop(order.randrange(len(under_way)))
-            work(store, config)
+            name = work(store, config)
             if deaths and order.random() < 0.1:
                 deaths, alive = deaths - 1, True  # after the worker's part, before the driver's row
                 break
-            phases.finished(key)
+            phases.finished(key, [name] if order.random() < 0.5 else [])
         else:
             assert not under_way
     return store
@@ -346,6 +348,29 @@ def test_a_trial_that_two_arms_ask_for_is_trained_once(tmp_path: Path) -> None:
         desk.finished(key)
     desk.settle()
     assert desk.through and desk.reused == len(plan.ended["twin"]) == 2
+
+
+def test_the_driver_takes_its_workers_word_for_where_an_answer_lies_and_the_stores_for_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = resolved(arm=[{"name": "none"}], search={"trials": 3, "seeds": 4})
+    store = Store(tmp_path)
+    desk = PhaseDesk(SearchPlan(one), Ledger(store, one.sweep_id), HORIZON, {"root": ""}, lambda p: None)
+    (first, config), (second, halved), (third, moved) = [taken for _ in range(3) if (taken := desk.take()) is not None]
+    asked: list[Any] = []
+    answered = store.answered
+    monkeypatch.setattr(store, "answered", lambda ids: asked.append(ids) or answered(ids))
+    desk.finished(first, [work(store, config)])
+    assert asked == []
+    seeds = halved["job"]["seeds"]
+    parts = [work(store, {"job": {**halved["job"], "seeds": some}}) for some in (seeds[:2], seeds[2:])]
+    desk.finished(second, parts[1:])  # the first is of a worker that died
+    assert len(asked) == 1
+    name = work(store, moved)
+    store.compact(grace=0.0)
+    assert store.part("replicas", name) is None
+    desk.finished(third, [name])
+    assert len(asked) > 1 and desk.through and not desk.failures and desk.trained == 12
 
 
 def test_a_failed_trial_neither_stops_nor_wins(tmp_path: Path) -> None:

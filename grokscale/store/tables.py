@@ -133,6 +133,17 @@ class Store:
         """The answers of finished sweeps; see `table`."""
         return self.table("speedups", **filters)
 
+    def part(self, table: str, name: str) -> pa.Table | None:
+        """The rows of the file that `append` called `name`; None where it has been merged with others, or is no part.
+
+        Takes as long in a full store as in an empty one. Whether the rows count only `table` can say.
+        """
+        try:
+            rows = self._files.part(_known_table(table), name)
+        except FileNotFoundError:
+            return None
+        return rows if isinstance(rows, pa.Table) else None
+
     def answered(self, trial_ids: Iterable[str]) -> dict[tuple[str, int], dict[str, Any]]:
         """The replicas there are of these trials: (trial_id, seed) -> row."""
         rows = self.rows("replicas", trial_id=list(trial_ids))

@@ -21,6 +21,38 @@ PROBED = 1.02  # measures are taken at evaluations at least this factor apart, h
 SNAPSHOT = 3  # version of the snapshot's layout
 
 
+_COLUMNS = ("step", *METRICS, *FLAGS)
+
+
+class _History:
+    """The evaluations of a replica, a row of _COLUMNS each: a table that grows in place."""
+
+    def __init__(self, rows: Sequence[Sequence[float]] = ()) -> None:
+        self._table = np.empty((max(64, 2 * len(rows)), len(_COLUMNS)))
+        self._count = 0
+        for row in rows:
+            self.append(row)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(E, columns) so far."""
+        return self._table[: self._count]
+
+    def append(self, row: Sequence[float]) -> None:
+        if self._count == len(self._table):
+            self._table = np.concatenate([self._table, np.empty_like(self._table)])
+        self._table[self._count] = row
+        self._count += 1
+
+    def curve(self) -> dict[str, np.ndarray]:
+        """The columns, by name."""
+        curve = dict(zip(_COLUMNS, self.rows.T, strict=True))
+        return {**curve, "step": curve["step"].astype(np.int64)}
+
+
 class Kept(NamedTuple):
     """What a replica weighs after `step` steps. params: on the CPU.  learned: what its transform learned, as a file."""
 
@@ -54,9 +86,12 @@ class Evaluation:
         """What the transform of a replica learned, as a file; of one that has not ended before this evaluation."""
         return self._pack.learned(seed)
 
-    def replicas(self) -> list[dict[str, Any]]:
-        """A row of the store's `replicas` per seed, without what only the caller knows (provenance)."""
-        return self._pack.replicas()
+    def replicas(self, *, ended: bool = False) -> list[dict[str, Any]]:
+        """A row of the store's `replicas` per seed, without what only the caller knows (provenance).
+
+        ended: only of the replicas that have finished.
+        """
+        return self._pack.replicas(ended=ended)
 
     def curves(self) -> dict[str, np.ndarray]:
         """The columns of the store's `curves`: every evaluation of every seed so far."""
@@ -86,9 +121,10 @@ class Pack:
             raise ValueError(f"seeds must be one or more different integers, got {list(seeds)}")
         self.step = self.tick = 0  # steps done; step of the last evaluation of the schedule
         self.probed = 0  # step of the last look of the probes
-        self.history: dict[int, list[list[float]]] = {seed: [] for seed in self.seeds}
+        self.history = {seed: _History() for seed in self.seeds}
         self.measured: dict[int, list[tuple[int, dict[str, Any]]]] = {seed: [] for seed in self.seeds}
         self.ended: dict[int, dict[str, Any]] = {}  # seed -> how it ended: observed_to, diverged, final accuracies
+        self._rows: dict[int, dict[str, Any]] = {}  # of those that have ended, once asked for
         self.widest = lanes_for(len(self.seeds))
         if state is None:
             alive, stacked = list(self.seeds), None
@@ -126,8 +162,8 @@ class Pack:
         kept = [] if self.keep is None else [self._kept(s, lane) for s, lane in alive.items() if spaced or s in ending]
         metrics = {name: np.full(len(self.seeds), np.nan) for name in METRICS}
         for i, seed in enumerate(self.seeds):
-            if seed in alive and self.history[seed]:
-                for name, value in zip(METRICS, self.history[seed][-1][1:], strict=False):
+            if seed in alive and len(self.history[seed]):
+                for name, value in zip(METRICS, self.history[seed].rows[-1, 1:], strict=False):
                     metrics[name][i] = value
         evaluation = Evaluation(
             self.step, self.seeds, metrics, np.array([seed in self.ended for seed in self.seeds]), self.done,
@@ -184,9 +220,9 @@ class Pack:
 
     def _above(self, name: str) -> Tensor:
         """(L,) bool: was the accuracy on a split at or above the threshold at the evaluation before."""
-        column = 1 + METRICS.index(f"{name}_acc")
-        past = [self.history[self.lanes.seeds[i]] for i in self.lanes.lanes]
-        above = [bool(rows) and rows[-1][column] >= self.program.threshold for rows in past]
+        column = _COLUMNS.index(f"{name}_acc")
+        past = [self.history[self.lanes.seeds[i]].rows for i in self.lanes.lanes]
+        above = [len(rows) > 0 and bool(rows[-1, column] >= self.program.threshold) for rows in past]
         return torch.tensor(above, device=self.program.device)
 
     def _judge(self, seed: int, lane: int, row: list[float] | None) -> bool:
@@ -198,7 +234,7 @@ class Pack:
         if row is not None:
             self.history[seed].append(row)
         if self.step >= self.at_least and finished(
-                self._curve(seed), threshold=self.program.threshold, step=self.step, horizon=self.horizon,
+                self.history[seed].curve(), threshold=self.program.threshold, step=self.step, horizon=self.horizon,
                 until=self.until):
             self.ended[seed] = self._end()
         return seed in self.ended
@@ -220,37 +256,33 @@ class Pack:
         for seed, lane in lanes.items():
             self.ended[seed] |= {"final_acc": float(test[lane]), "final_val_acc": float(val[lane])}
 
-    def _curve(self, seed: int) -> dict[str, np.ndarray]:
-        table = np.array(self.history[seed], dtype=np.float64).reshape(-1, 1 + len(METRICS) + len(FLAGS))
-        names = ("step", *METRICS, *FLAGS)
-        curve = {name: table[:, i] for i, name in enumerate(names)}
-        return {**curve, "step": curve["step"].astype(np.int64)}
-
     # ------------------------------------------------------------------------------------------ what comes out
 
-    def replicas(self) -> list[dict[str, Any]]:
-        spec, rows = self.program.spec, []
-        for seed in self.seeds:
-            curve = self._curve(seed)
-            end = self.ended.get(seed) or self._end()
-            outcome = judge(
-                curve, threshold=self.program.threshold, observed_to=end["observed_to"],
-                diverged_step=end["diverged"])
-            upto = outcome.grok_step if outcome.grok_step is not None else end["observed_to"]
-            rows.append({
-                "trial_id": spec.trial_id, "seed": seed, **outcome._asdict(),
-                "final_acc": end["final_acc"], "final_val_acc": end["final_val_acc"], "steps": end["steps"],
-                "active_steps": _active_steps(curve, upto), "batch": self.program.batch,
-                "oracle_per_step": self.lanes.oracle, "labels": self.lanes.labels,
-                "params": sum(p.numel() // p.shape[0] for p in self.lanes.stacked["params"].values()),
-                "threshold": spec.threshold, "monitor": spec.monitor, "precision": spec.precision,
-                "lanes": self.widest, "compiled": self.program.compiled, "measured": ",".join(self.program.probes),
-                "flops_per_step": self.lanes.flops_per_step, "method_flops": self.program.method_flops,
-            })
-        return rows
+    def replicas(self, *, ended: bool = False) -> list[dict[str, Any]]:
+        """ended: only those that have."""
+        for seed in self.ended.keys() - self._rows.keys():
+            self._rows[seed] = self._row(seed)
+        asked = [seed for seed in self.seeds if seed in self.ended or not ended]
+        return [dict(self._rows[seed]) if seed in self._rows else self._row(seed) for seed in asked]
+
+    def _row(self, seed: int) -> dict[str, Any]:
+        spec, curve, end = self.program.spec, self.history[seed].curve(), self.ended.get(seed) or self._end()
+        outcome = judge(
+            curve, threshold=self.program.threshold, observed_to=end["observed_to"], diverged_step=end["diverged"])
+        upto = outcome.grok_step if outcome.grok_step is not None else end["observed_to"]
+        return {
+            "trial_id": spec.trial_id, "seed": seed, **outcome._asdict(),
+            "final_acc": end["final_acc"], "final_val_acc": end["final_val_acc"], "steps": end["steps"],
+            "active_steps": _active_steps(curve, upto), "batch": self.program.batch,
+            "oracle_per_step": self.lanes.oracle, "labels": self.lanes.labels,
+            "params": sum(p.numel() // p.shape[0] for p in self.lanes.stacked["params"].values()),
+            "threshold": spec.threshold, "monitor": spec.monitor, "precision": spec.precision,
+            "lanes": self.widest, "compiled": self.program.compiled, "measured": ",".join(self.program.probes),
+            "flops_per_step": self.lanes.flops_per_step, "method_flops": self.program.method_flops,
+        }
 
     def curves(self) -> dict[str, np.ndarray]:
-        parts = [(seed, self._curve(seed)) for seed in self.seeds]
+        parts = [(seed, self.history[seed].curve()) for seed in self.seeds]
         seeds = [np.full(len(curve["step"]), seed, dtype=np.int64) for seed, curve in parts]
         out: dict[str, np.ndarray] = {"seed": np.concatenate(seeds)}
         for name in parts[0][1]:
@@ -285,7 +317,7 @@ class Pack:
             "seeds": list(self.seeds), "alive": list(alive), "lanes": self.widest, "probed": self.probed,
             "metrics": list(self.program.probes),
             "stacked": pytree.tree_map(lambda t: t.cpu(), self.lanes.take(list(alive.values()))) if alive else None,
-            "history": {str(seed): [list(row) for row in rows] for seed, rows in self.history.items()},
+            "history": {str(seed): history.rows.tolist() for seed, history in self.history.items()},
             "measured": {str(seed): [[step, dict(values)] for step, values in rows]
                          for seed, rows in self.measured.items()},
             "ended": {str(seed): dict(end) for seed, end in self.ended.items()},
@@ -302,7 +334,7 @@ class Pack:
             raise ValueError(f"the snapshot's metrics are {state['metrics']}, not {list(self.program.probes)}")
         self.step, self.tick, self.probed = state["step"], state["tick"], state["probed"]
         self.widest = max(self.widest, state["lanes"])
-        self.history = {seed: [list(row) for row in state["history"][str(seed)]] for seed in self.seeds}
+        self.history = {seed: _History(state["history"][str(seed)]) for seed in self.seeds}
         self.measured = {
             seed: [(step, dict(values)) for step, values in state["measured"][str(seed)]] for seed in self.seeds}
         self.ended = {seed: dict(state["ended"][str(seed)]) for seed in self.seeds if str(seed) in state["ended"]}

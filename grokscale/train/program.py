@@ -22,10 +22,10 @@ from grokscale.errors import GrokscaleError
 from grokscale.metrics.base import Look, Probe, Step, Values
 from grokscale.models import Model, initial
 from grokscale.rng import generator
-from grokscale.spec import TrialSpec
+from grokscale.spec import TrialSpec, canonical_json
 from grokscale.tasks.base import Split, Splits, Task
 from grokscale.train.graphs import Graphed
-from grokscale.train.replay import PATIENCE, Replayed
+from grokscale.train.replay import PATIENCE, Replayed, shared
 from grokscale.transform import Transform, chain, optimiser, resting
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of parameters
@@ -85,6 +85,9 @@ class Program:
         self.jacobians = sum("jacobian" in one.needs for one in made)  # methods that take it, each its own
         self.probes: dict[str, Probe] = {name: metrics_.build(name, registry) for name in sorted(set(metrics))}
         self.batch, self.drop_last = spec.optimiser["batch"], spec.optimiser["drop_last"]
+        # Trials that agree in this agree in the loss as a function of parameters and rows.
+        made_by = entry.factory, registry.models[spec.model["name"]].build
+        self._network = (*made_by, canonical_json([spec.task, spec.model, spec.data]), spec.precision, str(self.device))
 
     def loss(self, params: dict[str, Tensor], split: Split) -> Tensor:
         return self.task.loss(self.outputs(params, split), split.y)
@@ -122,12 +125,12 @@ class Program:
         run = torch.compile(of_all, dynamic=False) if self.compiled else of_all
         if self.device.type == "cuda":
             return Graphed(run)
-        return run if self.compiled else Replayed(run, self.patience)
+        return run if self.compiled else shared(("gradient", *self._network), run, self.patience)
 
     @cached_property
     def looks(self) -> Callable[[dict[str, Tensor], Split], tuple[Tensor, Tensor]]:
         """`look` of all lanes of a pack at once."""
-        return Replayed(vmap(self.look), self.patience)
+        return shared(("look", *self._network), vmap(self.look), self.patience)
 
     @cached_property
     def filters(self) -> tuple[Callable[..., tuple[Any, Any]], Callable[..., tuple[Any, Any]]]:

@@ -8,8 +8,8 @@ the same, on the same tensors, so the bits are too.
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 PATIENCE = 256  # calls before one is written down: that takes as long as a few hundred calls of a small function
+KEPT = 8  # recordings that outlive what they were made for
 _ONE_AT_A_TIME = threading.Lock()  # torch's tracer keeps marks that all threads see
 _aten = torch.ops.aten
 _VIEWS = {_aten.expand.default, _aten.view.default, _aten._unsafe_view.default}
@@ -66,6 +67,23 @@ class Replayed:
             module: fx.GraphModule = make_fx(flat)(*leaves)
         _without_idle_views(module)
         return module.forward, found[0]
+
+
+_shared: OrderedDict[Hashable, Replayed] = OrderedDict()
+
+
+def shared(key: Hashable, function: Callable[..., Any], patience: int = PATIENCE) -> Replayed:
+    """`Replayed(function, patience)`, or the one that there is of a function with this key: the trials of a process
+    mostly train the same network, each a little too short to be written down anew.
+
+    key: two functions that have the same give the same bits on the same tensors. The KEPT last asked for are kept.
+    """
+    with _ONE_AT_A_TIME:
+        found = _shared.setdefault((key, patience), Replayed(function, patience))
+        _shared.move_to_end((key, patience))
+        while len(_shared) > KEPT:
+            _shared.popitem(last=False)
+    return found
 
 
 def _without_idle_views(module: fx.GraphModule) -> None:

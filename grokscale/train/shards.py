@@ -62,9 +62,9 @@ class _Joined:
     def learned(self, seed: int) -> bytes:
         return next(part for part in self.parts if seed in part.seeds).learned(seed)
 
-    def replicas(self) -> list[dict[str, Any]]:
-        rows = {row["seed"]: row for part in self.parts for row in part.replicas()}
-        return [rows[seed] for seed in self.seeds]
+    def replicas(self, *, ended: bool = False) -> list[dict[str, Any]]:
+        rows = {row["seed"]: row for part in self.parts for row in part.replicas(ended=ended)}
+        return [rows[seed] for seed in self.seeds if seed in rows]
 
     def curves(self) -> dict[str, np.ndarray]:
         found = [part.curves() for part in self.parts]
