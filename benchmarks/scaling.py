@@ -105,7 +105,7 @@ def filing(sizes: Sequence[int] = SIZES) -> list[Row]:
             there = size + 1 + REPEATS
             parts: list[tuple[Job, str]] = []
             worker.append(statistics.median(seconds(lambda kept=parts: kept.append(part())) for _ in range(REPEATS)))
-            driver.append(statistics.median(seconds(lambda part=part: told(*part)) for part in parts))
+            driver.append(statistics.median(seconds(lambda done=done: told(*done)) for done in parts))
     return [
         flat("a trial's outcome in the store, the worker's files, by trials there", sizes, worker),
         flat("a trial's outcome in the store, the driver's part, by trials there", sizes, driver),

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from grokscale.control import ask_stop, has_ended, holder
 from grokscale.errors import GrokscaleError, InputError, suggest
-from grokscale.spec import Experiment, Resolved, parse
+from grokscale.spec import Resolved, parse
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -216,13 +216,12 @@ def again(
     Raises InputError for an override that would make it another sweep, naming it.
     """
     row = store.rows("sweeps", sweep_id=sweep_id)[0]
-    kept = Experiment.from_json(row["experiment_json"])
     tables = json.loads(row["experiment_json"])
     resolved = _resolved(tables, (), sweep_id, registry)
     if resolved.sweep_id != sweep_id:
         raise InputError(
             f"{sweep_id}: this version of grokscale would give other numbers (methods, tasks or the engine have changed"
-            f" since): sweep the file of {kept.name} anew, as {resolved.sweep_id}"
+            f" since): sweep the file of {row['name']} anew, as {resolved.sweep_id}"
         )
     changed = [one for one in overrides if _resolved(tables, (one,), sweep_id, registry).sweep_id != sweep_id]
     if changed:

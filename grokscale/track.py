@@ -27,7 +27,7 @@ import numpy as np
 from grokscale import report, runs
 from grokscale.errors import GrokscaleError
 from grokscale.report import origins
-from grokscale.spec import Experiment, canonical_json
+from grokscale.spec import canonical_json
 from grokscale.store import Store
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def uri_of(store: Store, sweep_id: str) -> str:
 
     Raises TrackingError where it is tracked nowhere.
     """
-    asked = Experiment.from_json(_head(store, sweep_id)["experiment_json"]).tracking
+    asked = json.loads(_head(store, sweep_id)["experiment_json"]).get("tracking")
     uri = default_uri(store) if asked in (None, "none") else asked
     if uri is None:
         raise TrackingError(f"{store.root}: no place for MLflow's database; give --uri http://... or sqlite:///...")

@@ -282,11 +282,10 @@ def test_interrupted_and_killed_sweeps_end_as_if_nothing_had_been(undisturbed: R
 
     process = start(root, resolved)
     wait_for_parts(process, root, 2)
-    began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     out, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130 and "the same command goes on" in out, out
-    assert time.monotonic() - began < 10
+    assert not store.table("plans").num_rows, "it was to stop half-way"
     stopped = len(store.replicas())
     assert stopped
 
