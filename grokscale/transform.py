@@ -75,7 +75,7 @@ class Transform(NamedTuple):
     learned: Callable[[State], bytes] | None = None  # what the transform learned, as a file that it can start from
     # What the engine may make use of; a test holds every method to what it says here.
     elementwise: bool = False  # `update` treats every entry by itself: it may be given the tensors of all lanes at once
-    timeless: bool = False  # `update` does not look at the step, and changes no tensor in place
+    timeless: bool = False  # neither `update` nor `after` looks at the step or changes a tensor in place
     sticky: bool = False  # once `active` is False it stays so, and `update` hands the gradients on as they are
 
 
@@ -106,8 +106,8 @@ def chain(*transforms: Transform) -> Transform:
     needs, noise and outer are joined (noise names get the position as prefix); the `after` functions run in the
     order of the chain, each with its own period; the chain is active while any member with a switch is; the
     examples that the members take gradients of add up; where several members have diagnostics, theirs get the
-    position as prefix; what is learned is the last member's that learns; elementwise and timeless if all members are,
-    sticky if all with a switch are.
+    position as prefix; what is learned is the last member's that learns; elementwise if all members are; timeless if
+    all members are and their `after` functions fall due together; sticky if all with a switch are.
     """
     noisy = [(i, t.noise) for i, t in enumerate(transforms) if t.noise is not None]
     afters = [t.period for t in transforms if t.after is not None]
@@ -163,7 +163,7 @@ def chain(*transforms: Transform) -> Transform:
         diagnostics=diagnostics if telling else None,
         learned=(lambda state: learners[-1][1](state[learners[-1][0]])) if learners else None,
         elementwise=all(t.elementwise for t in transforms),
-        timeless=all(t.timeless for t in transforms),
+        timeless=all(t.timeless for t in transforms) and len(set(afters)) <= 1,
         sticky=bool(switches) and all(transforms[i].sticky for i, _ in switches),
     )
 

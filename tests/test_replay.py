@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from grokscale import data
+from grokscale.methods import amplifier
 from grokscale.spec import TrialSpec
 from grokscale.train import Lanes, Program
 from grokscale.train.pack import Pack
@@ -36,15 +37,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     data.use(None)
 
 
-def trained(spec: TrialSpec, patience: int, *, plain: bool = False) -> Any:
-    """All tensors of a pack and its losses and accuracies after STEPS steps."""
+def trained(spec: TrialSpec, patience: int, *, plain: bool = False, steps: int = STEPS) -> Any:
+    """All tensors of a pack and its losses and accuracies after so many steps."""
     program = Program(spec, REGISTRY, "cpu", patience=patience)
     if plain:
         program.transform = program.transform._replace(elementwise=False, timeless=False)
     with torch.no_grad():
         lanes = Lanes(program, [3, 4], [0, 1])
         looks = []
-        for step in range(1, STEPS + 1):
+        for step in range(1, steps + 1):
             loss, _ = lanes.step(step)
             looks += [loss, *lanes.accuracy("test", 16, step)]
     return [*pytree.tree_leaves(lanes.stacked), *looks]
@@ -70,6 +71,17 @@ def declared(method: str) -> bool:
 def test_every_method_is_what_it_says_of_itself(method: str, form: str) -> None:
     spec = trial(form, method)
     assert same(trained(spec, PATIENCE), trained(spec, NEVER, plain=True))
+
+
+def test_an_amplifier_may_get_more_pieces_than_it_was_written_down_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amplifier, "BLOCK", 2)
+    lengths: list[int] = []
+    sums = amplifier._sums
+    monkeypatch.setattr(amplifier, "_sums", lambda *args: lengths.append(args[3].shape[1]) or sums(*args))
+    spec = trial("parity-mlp2", [{"name": "neuralgrok", "width": 16, "period": 2, "rate": 0.01}])
+    replayed = trained(spec, PATIENCE, steps=30)
+    assert len(set(lengths[PATIENCE:])) > 1
+    assert same(replayed, trained(spec, NEVER, plain=True, steps=30))
 
 
 @pytest.mark.parametrize("chained", [["egd"], ["egd-topk", "grokfast-ema"], ["egd-rsvd"]])

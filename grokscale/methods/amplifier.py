@@ -13,7 +13,8 @@ entries:
 All three are exact up to rounding: values are continuous across knots, and dL/dphi does not see a knot move. There is
 no bound on the number of knots and no fallback, since the tables are as long as the longest in the pack needs. That
 length is decided from values, which `torch.func.vmap` forbids; so the evaluation is a `torch.autograd.Function` whose
-own vmap rule sees all lanes at once. A lane's bits do not depend on how long its neighbours' tables are: what a table
+own vmap rule sees all lanes at once, and what it does is one operation to who writes a step down (`train.replay`). A
+lane's bits do not depend on how long its neighbours' tables are: what a table
 is used for is elementwise, a look-up, or a product over blocks of BLOCK pieces, whose shape is always the same.
 
 Legend: L lanes, N entries, P pieces (padded), h units of a layer. Pieces and their sums are float64 throughout.
@@ -113,12 +114,7 @@ class _Evaluate(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        found, mids, slope, offset = _pieces(x.amin(1).double(), x.amax(1).double(), _layers(weights))
-        piece = _look_up(x, found.to(x.dtype))
-        y, slope, offset = torch.empty_like(x), slope.to(x.dtype), offset.to(x.dtype)
-        for here in _slabs(x):
-            y[here] = torch.addcmul(_taken(offset, piece, here), _taken(slope, piece, here), x[here])
-        return y, piece, mids
+        return torch.ops.grokscale.evaluate(x, weights)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -142,22 +138,7 @@ class _Pull(torch.autograd.Function):
 
     @staticmethod
     def forward(slope: Tensor, x: Tensor, piece: Tensor, mids: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        layers, sums = _layers(weights), _sums(slope, x, piece, mids)
-        total = [torch.zeros_like(w, dtype=torch.float64) for w in weights]
-        for block in range(0, mids.shape[1], BLOCK):
-            here = slice(block, block + BLOCK)
-            forms, signs = [_identity(mids[:, here])], []
-            for w, b in layers[:-1]:
-                z = _affine(forms[-1], w, b)
-                signs.append(_positive(z, mids[:, here]))
-                forms.append(z * signs[-1])
-            back = sums[:, here, :, None]
-            for i in reversed(range(len(layers))):
-                total[2 * i] += back.flatten(1, 2).mT @ forms[i].flatten(1, 2)
-                total[2 * i + 1] += back[:, :, 1].sum(1)
-                if i:
-                    back = (back.flatten(1, 2) @ layers[i][0]).view_as(forms[i]) * signs[i - 1]
-        return tuple(t.to(w.dtype) for t, w in zip(total, weights, strict=True))
+        return tuple(torch.ops.grokscale.pull(slope, x, piece, mids, weights))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -169,13 +150,53 @@ class _Pull(torch.autograd.Function):
 
 
 def _as_lanes(function: Any, size: int, in_dims: Sequence[int | None], inputs: Sequence[Tensor]) -> tuple[Any, Any]:
-    """A vmapped axis joined with the axis of lanes, which every input and output has in front."""
-    flat = [
-        (t.unsqueeze(0).expand(size, *t.shape) if d is None else t.movedim(d, 0)).flatten(0, 1)
+    """A vmapped axis joined with the axis of lanes, which every input and output has in front.
+
+    Of one lane each, as in a pack, without naming the other sizes: the number of pieces is another one at every step.
+    """
+    stacked = [
+        t.unsqueeze(0).expand(size, *t.shape) if d is None else t.movedim(d, 0)
         for t, d in zip(inputs, in_dims, strict=True)
     ]
-    outputs = function.apply(*flat)
-    return tuple(t.unflatten(0, (size, -1)) for t in outputs), (0,) * len(outputs)
+    lone = stacked[0].shape[1] == 1
+    outputs = function.apply(*(t.squeeze(1) if lone else t.flatten(0, 1) for t in stacked))
+    outputs = tuple(t.unsqueeze(1) if lone else t.unflatten(0, (size, -1)) for t in outputs)
+    return outputs, (0,) * len(outputs)
+
+
+def _evaluate(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    found, mids, slope, offset = _pieces(x.amin(1).double(), x.amax(1).double(), _layers(weights))
+    piece = _look_up(x, found.to(x.dtype))
+    y, slope, offset = torch.empty_like(x), slope.to(x.dtype), offset.to(x.dtype)
+    for here in _slabs(x):
+        y[here] = torch.addcmul(_taken(offset, piece, here), _taken(slope, piece, here), x[here])
+    return y, piece, mids
+
+
+def _pull(slope: Tensor, x: Tensor, piece: Tensor, mids: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    layers, sums = _layers(weights), _sums(slope, x, piece, mids)
+    total = [torch.zeros_like(w, dtype=torch.float64) for w in weights]
+    for block in range(0, mids.shape[1], BLOCK):
+        here = slice(block, block + BLOCK)
+        forms, signs = [_identity(mids[:, here])], []
+        for w, b in layers[:-1]:
+            z = _affine(forms[-1], w, b)
+            signs.append(_positive(z, mids[:, here]))
+            forms.append(z * signs[-1])
+        back = sums[:, here, :, None]
+        for i in reversed(range(len(layers))):
+            total[2 * i] += back.flatten(1, 2).mT @ forms[i].flatten(1, 2)
+            total[2 * i + 1] += back[:, :, 1].sum(1)
+            if i:
+                back = (back.flatten(1, 2) @ layers[i][0]).view_as(forms[i]) * signs[i - 1]
+    return [t.to(w.dtype) for t, w in zip(total, weights, strict=True)]
+
+
+_LIBRARY = torch.library.Library("grokscale", "DEF")
+_LIBRARY.define("evaluate(Tensor x, Tensor[] weights) -> (Tensor, Tensor, Tensor)")
+_LIBRARY.define("pull(Tensor slope, Tensor x, Tensor piece, Tensor mids, Tensor[] weights) -> Tensor[]")
+_LIBRARY.impl("evaluate", _evaluate, "CompositeExplicitAutograd")
+_LIBRARY.impl("pull", _pull, "CompositeExplicitAutograd")
 
 
 # ------------------------------------------------------------------------------------------ pieces

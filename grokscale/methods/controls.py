@@ -157,7 +157,7 @@ def elr_rewarm(
         norms = {k: rho * first for k, first in state.norms.items()}
         return _projected(longer, norms, scope, at_most=hold == "clamp"), state
 
-    return Transform(init, update, after, elementwise=True, timeless=True)
+    return Transform(init, update, after, elementwise=True)
 
 
 def _swell(x: float, warm: Scalar) -> Scalar:

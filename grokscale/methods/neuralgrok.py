@@ -157,7 +157,8 @@ def neuralgrok(
         return amp.packed(state.phi)
 
     learns = kind in LEARNED and frozen is None
-    fixed = Transform(init, update, diagnostics=diagnostics if kind in LEARNED else None)
+    fixed = Transform(init, update, diagnostics=diagnostics if kind in LEARNED else None,
+                      timeless=not learns or lookahead_from == "post")  # fmt: skip
     if not learns:
         return fixed
     trained = fixed._replace(needs=frozenset({"outer_loss", "lr"}), outer=outer, learned=keep)

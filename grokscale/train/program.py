@@ -149,6 +149,16 @@ class Program:
             return lambda *of_all, step: replayed(*of_all)
         return lambda *of_all, step: vmap(partial(of_one, step=step))(*of_all)
 
+    @cached_property
+    def afterwards(self) -> Callable[..., tuple[Any, Any]]:
+        """(params, state of the transform, seen, step) of all lanes -> (params, state), where `after` falls due."""
+        after = self.transform.after
+        assert after is not None
+        if self.transform.timeless:
+            replayed = Replayed(vmap(partial(self._after, after, 0)), self.patience)
+            return lambda *of_all, step: replayed(*of_all)
+        return lambda *of_all, step: vmap(partial(self._after, after, step))(*of_all)
+
     def splits(self, seed: int) -> tuple[Splits, Split]:
         """(the splits of a seed, the part of the training half held back for `outer_loss`; empty without one)."""
         splits = self.task.splits(seed, self.spec.validation)
@@ -195,7 +205,7 @@ class Program:
         if look and self.transform.diagnostics is not None:
             told = vmap(self.transform.diagnostics)(chained, grads)
         if self.transform.after is not None and step % self.transform.period == 0:
-            moved, chained = vmap(partial(self._after, self.transform.after, step))(moved, chained, seen)
+            moved, chained = self.afterwards(moved, chained, seen, step=step)
         if look:
             values = vmap(partial(self._looked, step))(
                 params, moved, grads, filtered, updates, told, kept, seen, test)
