@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import torch
 
 from grokscale.errors import StoreError
+from grokscale.outcomes import answers
 from grokscale.spec import TrialSpec, canonical_json
 from grokscale.store import Store
 from grokscale.train import Evaluation
@@ -37,6 +38,7 @@ class Checkpoint:
         self, store: Store, spec: TrialSpec, seeds: Sequence[int], horizon: int, until: str, metrics: Sequence[str] = ()
     ) -> None:
         asked = [list(seeds), horizon, until, *([list(metrics)] if metrics else [])]
+        self._asked = {"seeds": list(seeds), "horizon": horizon, "until": until, "metrics": list(metrics)}
         request = hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:12]
         self.path: Path = store.folder("checkpoints") / f"{spec.trial_id}-{request}.pt"
         self._next = time.monotonic() + CHECKPOINT_S
@@ -61,7 +63,7 @@ class Checkpoint:
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:
-                torch.save({"pack": state, "wall_s": wall_s}, file)
+                torch.save({"pack": state, "wall_s": wall_s, "asked": self._asked}, file)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self.path)
@@ -122,6 +124,11 @@ class Claim:
         file.close()  # its holder has just removed it
         return False
 
+    @property
+    def held(self) -> bool:
+        """Is it this process's? Also False where the file system has no locks."""
+        return self._file is not None
+
     def alive(self) -> None:
         """Say that this process is at work."""
         if self._file is not None and (now := time.monotonic()) - self._told >= ALIVE_S:
@@ -146,3 +153,36 @@ class Claim:
             return False
         log.warning("%s: its holder has been silent for %.0f s and is taken for lost", self.path, SILENT_S)
         return True
+
+
+def tidy(store: Store) -> None:
+    """Remove what processes leave that are killed just after they have stored an answer, which nobody asks for again:
+    their claims, the checkpoints that the store answers, and those that they were writing.
+
+    What is under way is left alone, whatever sweep it belongs to: its trial is claimed.
+    """
+    folder, claims = store.folder("checkpoints"), store.folder("claims")
+    left = sorted(folder.iterdir())
+    trials = {path.name.lstrip(".").partition("-")[0] for path in left} | {path.name for path in claims.iterdir()}
+    for trial_id in sorted(trials):
+        claim = Claim(store, trial_id)
+        if not claim.take() or not claim.held:
+            continue
+        try:
+            mine = [path for path in left if path.name.lstrip(".").startswith(f"{trial_id}-")]
+            for path in mine:
+                if path.suffix == ".tmp" or _answered(store, trial_id, path):
+                    path.unlink(missing_ok=True)
+        finally:
+            claim.release()
+
+
+def _answered(store: Store, trial_id: str, path: Path) -> bool:
+    """Has the store what the pack of a checkpoint was to find?"""
+    try:
+        asked = torch.load(path, weights_only=True)["asked"]
+    except (OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError):
+        return False  # gone, torn, or of an earlier version: whoever wants it will say so
+    known = store.answered([trial_id])
+    rows = [known.get((trial_id, seed)) for seed in asked["seeds"]]
+    return all(row and answers(row, asked["horizon"], asked["until"], asked["metrics"]) for row in rows)

@@ -150,6 +150,9 @@ class _Sweep:
         if self._plan is not None:
             self._time()
             self._answer()
+        from grokscale.checkpoint import tidy  # torch, which a sweep that is answered by the store is spared until here
+
+        tidy(self.store)
         tau = self._plan["tau"] if self._plan else None
         return SweepResult(self.sweep_id, phases.trained, phases.reused, tau, tuple(self.failures))
 

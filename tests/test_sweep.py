@@ -462,6 +462,30 @@ def test_a_trial_is_trained_by_one_process_at_a_time(ray_here: None, tmp_path: P
     assert not list((tmp_path / "claims").iterdir())
 
 
+def test_what_a_killed_process_left_behind_its_answer_is_tidied_up(ray_here: None, tmp_path: Path) -> None:
+    from grokscale.checkpoint import Checkpoint, Claim, tidy
+    from grokscale.worker import Work
+
+    resolved, store, seeds = resolve(), Store(tmp_path), [seed_for("run", k) for k in range(2)]
+    spec = resolved.trial("plain")
+    list(Work(store, job(resolved, seeds, 200)))
+    longer, answered = (Checkpoint(store, spec, seeds, horizon, "decided") for horizon in (5000, 200))
+    for one in (longer, answered):
+        one.save({"step": 1}, 1.0)
+    writing = answered.path.with_name(f".{answered.path.name}.1.tmp")
+    writing.touch()
+    under_way = Checkpoint(store, spec, seeds, 100, "decided")
+    under_way.save({"step": 1}, 1.0)
+    claimed = under_way.path.rename(under_way.path.with_name(f"busy{under_way.path.name}"))
+    busy = Claim(store, claimed.name.partition("-")[0])
+    assert busy.take()
+    (tmp_path / "claims" / "lost").touch()
+    tidy(store)
+    assert sorted(path.name for path in claimed.parent.iterdir()) == sorted([claimed.name, longer.path.name])
+    assert [path.name for path in (tmp_path / "claims").iterdir()] == [busy.path.name]
+    busy.release()
+
+
 def test_a_claim_without_a_sign_of_life_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from grokscale import checkpoint
 
