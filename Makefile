@@ -19,7 +19,7 @@ demo: $(READY)
 	$(BIN)/grokscale sweep experiments/quickstart.toml
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 12 $(PYTEST_ARGS)
 
 test-faults: $(READY)
 	GROKSCALE_FAULTS=$(FAULTS) $(BIN)/python -m pytest -m fault tests/faults $(PYTEST_ARGS)

@@ -22,6 +22,7 @@ from tests.test_sweep import replicas_of, trained_twice, trials_of
 SPARE = 6  # submits of a sweep by hand, beyond one for every fault
 RESULTS = Path(__file__).parent / "RESULTS.md"
 KEPT = Path(__file__).parent / "rounds.jsonl"  # the same, to be counted again
+REMARKS = Path(__file__).parent / "remarks.md"  # what a person has to say of them, below the table
 TRIED = 3  # faults whose moment has come that are tried, until one finds what it breaks
 LAST = 12  # replicas of a sweep, before whose storing every fault has come: those of the confirmation end at once
 # Of every hundred faults in the full form. Others than kills last a minute each.
@@ -210,5 +211,5 @@ def table(rounds: Sequence[Round], undisturbed_s: float) -> str:
         f"fault added {extra[len(extra) // 2]:.0f} s (median over sweeps). {missed} faults found nothing to break in",
         "time and are not counted.", "",
         *(f"- NOT SURVIVED: {', '.join(m.fault for m in r.moments)}: lost {r.lost}, doubled {r.doubled}, {r.wrong}"
-          for r in rounds if not r.survived),
+          for r in rounds if not r.survived), "", REMARKS.read_text() if REMARKS.exists() else "",
     ]).rstrip() + "\n"  # fmt: skip

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 pytest.importorskip("ray.dashboard.optional_deps", reason="Ray Jobs need ray[default]")
 pytestmark = pytest.mark.fault
 COUNT = int(os.environ.get("GROKSCALE_FAULTS", "0"))  # of the full form; 0 is the short form
-EACH = 8  # faults in one sweep
+EACH = 16  # faults in one sweep
 TRIES = 3  # sweeps of the short form, until every fault has found what it breaks
 GO_ON = bool(os.environ.get("GROKSCALE_FAULTS_GO_ON"))  # with the campaign that was cut short
-LONGER: dict[str, Any] = {"search": {"trials": 8, "seeds": 2, "parallel": 4}, "confirm": {"seeds": 4}}
+LONGER: dict[str, Any] = {"search": {"trials": 20, "seeds": 2, "parallel": 4}, "confirm": {"seeds": 4}}
 
 
 @dataclass(frozen=True)
