@@ -210,6 +210,6 @@ def table(rounds: Sequence[Round], undisturbed_s: float) -> str:
         f"Seconds: median, on a machine that other work kept busy. The undisturbed sweep took {undisturbed_s:.0f} s; a",
         f"fault added {extra[len(extra) // 2]:.0f} s (median over sweeps). {missed} faults found nothing to break in",
         "time and are not counted.", "",
-        *(f"- NOT SURVIVED: {', '.join(m.fault for m in r.moments if m.hit)}: lost {r.lost}, doubled {r.doubled}, {r.wrong}"
-          for r in rounds if not r.survived), "", REMARKS.read_text() if REMARKS.exists() else "",
+        *(f"- NOT SURVIVED: {', '.join(m.fault for m in r.moments if m.hit)}: lost {r.lost}, doubled {r.doubled}, "
+          f"{r.wrong}" for r in rounds if not r.survived), "", REMARKS.read_text() if REMARKS.exists() else "",
     ]).rstrip() + "\n"  # fmt: skip
