@@ -216,7 +216,12 @@ def again(
     Raises InputError for an override that would make it another sweep, naming it.
     """
     row = store.rows("sweeps", sweep_id=sweep_id)[0]
-    tables = json.loads(row["experiment_json"])
+    try:
+        tables = json.loads(row["experiment_json"])
+    except ValueError as error:
+        raise GrokscaleError(
+            f"{store.root}: what sweep {sweep_id} asked for cannot be read ({error}); sweep its file anew"
+        ) from error
     resolved = _resolved(tables, (), sweep_id, registry)
     if resolved.sweep_id != sweep_id:
         raise InputError(

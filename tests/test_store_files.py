@@ -62,14 +62,6 @@ def test_a_torn_or_damaged_file_is_skipped_by_name_and_kept(
     assert victim.read_bytes() == damaged
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "NaN"])
-def test_a_sweep_that_says_nothing_readable_is_skipped_by_name(store: Store, text: str):
-    store.append("sweeps", [sweep("whole-00000001")])
-    name = store.append("sweeps", [sweep("broken-00000001", experiment_json=text)])
-    with pytest.warns(StoreWarning, match=rf"{name} \(experiment_json is no JSON object\)"):
-        assert Store(store.root).sweeps() == ["whole-00000001"]
-
-
 def test_foreign_files_are_skipped_with_one_warning_that_names_them(store: Store):
     store.append("replicas", [replica("t", 1)])
     store.append("timings", [timing("t", 1.0, 1.0)])

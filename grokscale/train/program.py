@@ -125,12 +125,16 @@ class Program:
         run = torch.compile(of_all, dynamic=False) if self.compiled else of_all
         if self.device.type == "cuda":
             return Graphed(run)
-        return run if self.compiled else shared(("gradient", *self._network), run, self.patience)
+        return run if self.compiled else self._replayed("gradient", run)
 
     @cached_property
     def looks(self) -> Callable[[dict[str, Tensor], Split], tuple[Tensor, Tensor]]:
         """`look` of all lanes of a pack at once."""
-        return shared(("look", *self._network), vmap(self.look), self.patience)
+        return self._replayed("look", vmap(self.look))
+
+    def _replayed(self, name: str, function: Callable[..., Any]) -> Replayed:
+        """A function of the network alone, which other trials have too."""
+        return Replayed(function, self.patience, shared((name, *self._network, self.patience)))
 
     @cached_property
     def filters(self) -> tuple[Callable[..., tuple[Any, Any]], Callable[..., tuple[Any, Any]]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +26,14 @@ _VIEWS = {_aten.expand.default, _aten.view.default, _aten._unsafe_view.default}
 Signature = tuple[torch.Size, ...]
 
 
+@dataclass
+class Known:
+    """By the shapes of its arguments: how often a function was called, and what was written down of it."""
+
+    calls: Counter[Signature] = field(default_factory=Counter)
+    recorded: dict[Signature, tuple[Callable[..., list[Tensor]], pytree.TreeSpec]] = field(default_factory=dict)
+
+
 class Replayed:
     """A pure function of trees of tensors; called `patience` times with tensors of the same shapes, it is recorded.
 
@@ -32,10 +41,10 @@ class Replayed:
     and of results, whatever their shapes.
     """
 
-    def __init__(self, function: Callable[..., Any], patience: int = PATIENCE) -> None:
-        self.function, self.patience = function, patience
-        self.calls: Counter[Signature] = Counter()
-        self.recorded: dict[Signature, tuple[Callable[..., list[Tensor]], pytree.TreeSpec]] = {}
+    def __init__(self, function: Callable[..., Any], patience: int = PATIENCE, known: Known | None = None) -> None:
+        """known: what is known of functions that do the same, and is added to."""
+        self.function, self.patience, known = function, patience, known or Known()
+        self.calls, self.recorded = known.calls, known.recorded
 
     def __call__(self, *args: Any) -> Any:
         leaves, structure = pytree.tree_flatten(args)
@@ -69,18 +78,19 @@ class Replayed:
         return module.forward, found[0]
 
 
-_shared: OrderedDict[Hashable, Replayed] = OrderedDict()
+_shared: OrderedDict[Hashable, Known] = OrderedDict()
 
 
-def shared(key: Hashable, function: Callable[..., Any], patience: int = PATIENCE) -> Replayed:
-    """`Replayed(function, patience)`, or the one that there is of a function with this key: the trials of a process
-    mostly train the same network, each a little too short to be written down anew.
+def shared(key: Hashable) -> Known:
+    """What is known of the functions of this key: the trials of a process mostly train the same network, each a little
+    too short to be written down anew.
 
-    key: two functions that have the same give the same bits on the same tensors. The KEPT last asked for are kept.
+    key: functions that have the same give the same bits on the same tensors. The KEPT last asked for are kept. The
+    functions themselves are not shared: two threads must not call the same module at once.
     """
     with _ONE_AT_A_TIME:
-        found = _shared.setdefault((key, patience), Replayed(function, patience))
-        _shared.move_to_end((key, patience))
+        found = _shared.setdefault(key, Known())
+        _shared.move_to_end(key)
         while len(_shared) > KEPT:
             _shared.popitem(last=False)
     return found
