@@ -181,7 +181,7 @@ def _answered(store: Store, trial_id: str, path: Path) -> bool:
     """Has the store what the pack of a checkpoint was to find?"""
     try:
         asked = torch.load(path, weights_only=True)["asked"]
-    except (OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError):
+    except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError):
         return False  # gone, torn, or of an earlier version: whoever wants it will say so
     known = store.answered([trial_id])
     rows = [known.get((trial_id, seed)) for seed in asked["seeds"]]

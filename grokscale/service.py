@@ -217,8 +217,8 @@ def again(
     """
     row = store.rows("sweeps", sweep_id=sweep_id)[0]
     try:
-        tables = json.loads(row["experiment_json"])
-    except ValueError as error:
+        tables = dict(json.loads(row["experiment_json"]).items())
+    except (ValueError, AttributeError) as error:
         raise GrokscaleError(
             f"{store.root}: what sweep {sweep_id} asked for cannot be read ({error}); sweep its file anew"
         ) from error

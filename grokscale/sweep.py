@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from grokscale import answers, data, search
+from grokscale.checkpoint import tidy
 from grokscale.control import Stop, SweepInterrupted, forget_stops, locked, logged, mark_ended, notes_in
 from grokscale.desk import ArmProgress, Failure, Ledger, PhaseDesk, Phases, Progress
 from grokscale.errors import GrokscaleError
@@ -150,8 +151,6 @@ class _Sweep:
         if self._plan is not None:
             self._time()
             self._answer()
-        from grokscale.checkpoint import tidy  # torch, which a sweep that is answered by the store is spared until here
-
         tidy(self.store)
         tau = self._plan["tau"] if self._plan else None
         return SweepResult(self.sweep_id, phases.trained, phases.reused, tau, tuple(self.failures))

@@ -27,7 +27,8 @@ from grokscale.tuner import DEATHS, FAILURES, Cluster, _Searcher
 from grokscale.worker import Work, out_of_memory, places
 from tests.fakes import basic
 from tests.fakes import registry as fakes
-from tests.test_sweep import FAULTY, job, resolve
+from tests.test_sweep import FAULTY, resolve
+from tests.test_worker import job
 
 SEEDS = [seed_for("run", k) for k in range(6)]
 HORIZON = 600

@@ -19,6 +19,7 @@ from grokscale.control import holder, locked
 from grokscale.errors import GrokscaleError, StoreError, TrialStopped
 from grokscale.spec import Resolved, parse
 from grokscale.store import Store
+from tests import rows
 from tests.faults.breaking import until as wait_until
 from tests.test_cli import GROKSCALE, environment
 from tests.test_sweep import replicas_of, trained_twice, trials_of
@@ -218,7 +219,7 @@ def test_one_trial_is_stopped_with_its_state_saved(place: Path) -> None:
 def test_a_note_stops_a_trial_at_once_or_with_its_state_saved(tmp_path: Path) -> None:
     from grokscale.control import ask_stop, forget_stops, notes_in
     from grokscale.worker import SweepTrainable
-    from tests.test_sweep import job
+    from tests.test_worker import job
 
     store, one = Store(tmp_path / "runs"), resolved(**ENDLESS)
     folder = store.sweep_dir(one.sweep_id)
@@ -247,6 +248,14 @@ def test_resume_adds_trials_and_refuses_another_sweep(whole: tuple[Path, str], u
     assert undisturbed[1].items() <= replicas_of(store).items() and trained_twice(store) == []
     longer = service.again(store, sweep_id, registry.load)
     assert longer.experiment.search.trials == 5
+
+
+@pytest.mark.parametrize("kept", ["{", "[]"])
+def test_what_a_sweep_asked_for_may_be_beyond_reading(tmp_path: Path, kept: str) -> None:
+    store = Store(tmp_path)
+    store.append("sweeps", [rows.sweep("broken-00000001", experiment_json=kept)])
+    with pytest.raises(GrokscaleError, match=r"sweep broken-00000001 asked for cannot be read \(.+\); sweep its file"):
+        service.again(store, "broken-00000001", registry.load)
 
 
 def test_a_longer_sweep_is_not_done_before_it_ran(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ One Ray serves every test of this file that runs in this process; what has to be
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 import grokscale
 from grokscale import registry
@@ -258,12 +256,17 @@ def test_a_second_driver_is_refused(undisturbed: Ran) -> None:
         run_sweep(resolve(), undisturbed.store, tracking="none")
 
 
-def test_more_of_the_same_sweep(undisturbed: Ran) -> None:
+def test_more_of_the_same_sweep(undisturbed: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
     """A longer search goes on from the shorter one; its confirmation has a plan and seeds of its own."""
     longer = resolve(search={"trials": 5, "seeds": 2, "parallel": 2})
     assert longer.sweep_id == undisturbed.result.sweep_id
     first = trials_of(undisturbed.store, longer.sweep_id)
+    looked: set[str] = set()
+    answered = undisturbed.store.answered
+    monkeypatch.setattr(undisturbed.store, "answered", lambda ids: looked.update(ids) or answered(ids))
     result = run_sweep(longer, undisturbed.store, tracking="none")
+    # Workers name their files: the store is looked through for the winners alone, when they are timed.
+    assert looked <= set(undisturbed.store.trials(sweep_id=longer.sweep_id, phase="confirm")["trial_id"].to_pylist())
     plans = undisturbed.store.table("plans", sweep_id=longer.sweep_id).to_pylist()
     assert sorted(row["block"] for row in plans) == [0, 1]
     seeds = {seed for row in plans for seed in row["seeds"]}
@@ -377,212 +380,6 @@ def test_a_plugin_method_that_uses_every_extra_runs_a_whole_sweep(ray_here: None
     for ours, theirs in zip(last.replicas(), trained, strict=True):
         for column in ("seed", "outcome", "grok_step", "observed_to", "final_acc"):
             assert ours[column] == theirs[column]
-
-
-# ------------------------------------------------------------------------------------------- the worker
-
-
-def job(resolved: Resolved, seeds: list[int], horizon: int, lanes: int = 4) -> dict[str, Any]:
-    request = {"spec": resolved.trial("plain").canonical(), "seeds": seeds, "horizon": horizon, "until": "decided"}
-    return {"lanes": lanes, "device": "cpu", "job": request}
-
-
-def test_work_goes_on_from_its_checkpoint(ray_here: None, tmp_path: Path) -> None:
-    from grokscale.worker import Work
-
-    resolved = resolve()
-    seeds = [seed_for("run", k) for k in range(3)]
-    whole, cut = Store(tmp_path / "whole"), Store(tmp_path / "cut")
-    list(Work(whole, job(resolved, seeds, 600)))
-
-    work = Work(cut, job(resolved, seeds, 600))
-    steps = iter(work)
-    reached = [next(steps) for _ in range(5)][-1]
-    work.keep()
-    (kept,) = (tmp_path / "cut" / "checkpoints").iterdir()
-    assert not cut.replicas().num_rows
-    steps.close()
-    again = iter(Work(cut, job(resolved, seeds, 600)))
-    assert next(again) > reached
-    assert kept.exists()
-    again.close()
-    list(Work(cut, job(resolved, seeds, 600)))
-    assert not kept.exists()
-    assert replicas_of(cut) == replicas_of(whole)
-    columns = ["trial_id", "seed", "step", "train_loss", "test_loss", "val_acc"]
-    assert cut.curves().select(columns).equals(whole.curves().select(columns))
-
-
-@pytest.mark.parametrize("spoilt", [b"", b"not a checkpoint", "other"])
-def test_a_checkpoint_that_cannot_be_used_is_no_obstacle(ray_here: None, tmp_path: Path, spoilt: Any) -> None:
-    from grokscale.checkpoint import Checkpoint
-    from grokscale.worker import Work
-
-    resolved, store, seeds = resolve(), Store(tmp_path), [seed_for("run", 0)]
-    path = Checkpoint(store, resolved.trial("plain"), seeds, 100, "decided").path
-    if isinstance(spoilt, bytes):
-        path.write_bytes(spoilt)
-    else:
-        torch.save({"pack": {"layout": 0, "trial_id": "another"}, "wall_s": 1.0}, path)
-    list(Work(store, job(resolved, seeds, 100)))
-    assert len(store.replicas()) == 1 and not path.exists()
-
-
-def test_packs_that_are_stored_are_not_trained_again(ray_here: None, tmp_path: Path) -> None:
-    from grokscale.worker import Work
-
-    resolved, store = resolve(), Store(tmp_path)
-    seeds = [seed_for("run", k) for k in range(4)]
-    steps = iter(Work(store, job(resolved, seeds, 200, lanes=2)))
-    while not store.replicas().num_rows:  # the first of two packs, then the worker is lost
-        next(steps)
-    steps.close()
-    work = Work(store, job(resolved, seeds, 200, lanes=2))
-    list(work)
-    assert work.finished == len(store.replicas()) == 4 and trained_twice(store) == []
-
-
-def test_a_trial_is_trained_by_one_process_at_a_time(ray_here: None, tmp_path: Path) -> None:
-    """Of two that want it the later waits, and finds it done; one that ended without a word holds nothing up."""
-    from grokscale.checkpoint import Claim
-    from grokscale.worker import Work
-
-    resolved, store, seeds = resolve(), Store(tmp_path), [seed_for("run", 0)]
-    one, other = (iter(Work(store, job(resolved, seeds, 200))) for _ in range(2))
-    assert next(one) >= 0 and [next(other) for _ in range(3)] == [0, 0, 0]
-    list(one)
-    assert list(other) == [] and len(store.replicas()) == 1 and trained_twice(store) == []
-    assert not list((tmp_path / "claims").iterdir())
-    code = "import os, sys; from grokscale.checkpoint import Claim; from grokscale.store import Store\n"
-    code += "assert Claim(Store(sys.argv[1]), 'some').take(); os._exit(9)"
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
-    claim = Claim(store, "some")
-    assert claim.take() and not Claim(store, "some").take()
-    claim.release()
-    assert not list((tmp_path / "claims").iterdir())
-
-
-def test_what_a_killed_process_left_behind_its_answer_is_tidied_up(ray_here: None, tmp_path: Path) -> None:
-    from grokscale.checkpoint import Checkpoint, Claim, tidy
-    from grokscale.worker import Work
-
-    resolved, store, seeds = resolve(), Store(tmp_path), [seed_for("run", k) for k in range(2)]
-    spec = resolved.trial("plain")
-    list(Work(store, job(resolved, seeds, 200)))
-    longer, answered = (Checkpoint(store, spec, seeds, horizon, "decided") for horizon in (5000, 200))
-    for one in (longer, answered):
-        one.save({"step": 1}, 1.0)
-    writing = answered.path.with_name(f".{answered.path.name}.1.tmp")
-    writing.touch()
-    under_way = Checkpoint(store, spec, seeds, 100, "decided")
-    under_way.save({"step": 1}, 1.0)
-    claimed = under_way.path.rename(under_way.path.with_name(f"busy{under_way.path.name}"))
-    busy = Claim(store, claimed.name.partition("-")[0])
-    assert busy.take()
-    (tmp_path / "claims" / "lost").touch()
-    tidy(store)
-    assert sorted(path.name for path in claimed.parent.iterdir()) == sorted([claimed.name, longer.path.name])
-    assert [path.name for path in (tmp_path / "claims").iterdir()] == [busy.path.name]
-    busy.release()
-
-
-def test_a_claim_without_a_sign_of_life_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from grokscale import checkpoint
-
-    store = Store(tmp_path)
-    holder, waiter = checkpoint.Claim(store, "some"), checkpoint.Claim(store, "some")
-    assert holder.take() and not waiter.take()
-    os.utime(waiter.path, (1, 1))  # a sign
-    monkeypatch.setattr(checkpoint, "SILENT_S", 1e-9)
-    assert not waiter.take()
-    assert waiter.take()
-    holder.release()
-    assert not list((tmp_path / "claims").iterdir())
-
-
-def test_dear_checkpoints_are_rare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from grokscale import checkpoint
-
-    now = [0.0]
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
-    spec = resolve().trial("plain")
-    one = checkpoint.Checkpoint(Store(tmp_path), spec, [seed_for("run", 0)], 100, "decided")
-    evaluation = next(train(spec, [seed_for("run", 0)], horizon=100))
-    for cost, rest in ((0.0, checkpoint.CHECKPOINT_S), (3.0, 3.0 / checkpoint.SHARE)):
-        monkeypatch.setattr(one, "save", lambda state, wall_s, cost=cost: now.__setitem__(0, now[0] + cost))
-        one.write(evaluation, 0.0)
-        now[0] += 0.99 * rest
-        assert not one.due
-        now[0] += 0.02 * rest
-        assert one.due
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
-    from grokscale.checkpoint import Checkpoint
-
-    one = Checkpoint(Store(tmp_path), resolve().trial("plain"), [seed_for("run", 0)], 100, "decided")
-    one.save({"step": 1}, 2.0)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    was = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    try:
-        one.save({"step": 2, "weights": torch.zeros(100_000)}, 3.0)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, was)
-    assert one.read() == ({"step": 1}, 2.0) and len(list(one.path.parent.iterdir())) == 1
-
-
-def test_measures_asked_for_later_are_taken_and_nothing_known_is_lost(ray_here: None, tmp_path: Path) -> None:
-    from grokscale.worker import Work
-
-    resolved, store = resolve(), Store(tmp_path)
-    seeds = [seed_for("run", k) for k in range(3)]
-
-    def work(metrics: list[str], until: str = "decided") -> int:
-        """How many steps it took."""
-        asked = job(resolved, seeds, 900)
-        asked |= {"metrics": metrics, "job": {**asked["job"], "until": until}}
-        return sum(1 for _ in Work(store, asked))
-
-    assert work([], "stable") > 0
-    before = replicas_of(store)
-    assert store.measures().num_rows == 0
-    assert work(["norms"]) > 0  # trained again, and watched no shorter than before
-    assert all(len(rows) == len(before) for rows in (before, replicas_of(store)))
-    for key, row in replicas_of(store).items():
-        assert row[:-1] == before[key][:-1] and row[-1] >= before[key][-1]
-    assert {row["measured"] for row in store.replicas().to_pylist()} == {"norms"}
-    assert work(["norms"]) == work([]) == work([], "stable") == 0
-    first = store.measures(measure="update_norm").num_rows
-    assert first > 0
-    assert work(["entropy"]) > 0  # what was measured is measured still
-    assert {row["measured"] for row in store.replicas().to_pylist()} == {"entropy,norms"}
-    assert store.measures(measure="age_raw").num_rows == store.measures(measure="update_norm").num_rows >= first
-    assert work(["entropy", "norms"]) == 0
-
-
-def test_a_confirmation_is_not_through_before_it_is_measured(ray_here: None, tmp_path: Path) -> None:
-    """As the driver sees it: the desk of a phase hands out what a store without measures has answered before."""
-    from grokscale import search
-    from grokscale.desk import Ledger, PhaseDesk
-    from grokscale.worker import Work
-
-    resolved, store, handed = resolve(), Store(tmp_path), []
-    assert resolved.experiment.metrics.during("confirm") == ()
-    for metrics in ((), ("norms",), ("norms",), ()):
-        plan = search.confirm_plan(resolved, search.defaults(resolved), [seed_for("run", 0)], 300)
-        worker = {"root": store.root, "lanes": 2, "threads": 1, "device": "cpu", "metrics": metrics}
-        desk = PhaseDesk(plan, Ledger(store, resolved.sweep_id), 300, worker, lambda progress: None)
-        handed.append(0)
-        while (taken := desk.take()) is not None:
-            key, config = taken
-            list(Work(store, config))
-            desk.finished(key)
-            handed[-1] += 1
-        assert desk.through and not desk.failures
-    assert handed == [handed[0], handed[0], 0, 0] and handed[0] > 0
-    assert {row["measured"] for row in store.replicas().to_pylist()} == {"norms"}
 
 
 # ------------------------------------------------------------------------------------------- trainable

@@ -14,8 +14,8 @@ All three are exact up to rounding: values are continuous across knots, and dL/d
 no bound on the number of knots and no fallback, since the tables are as long as the longest in the pack needs. That
 length is decided from values, which `torch.func.vmap` forbids; so the evaluation is a `torch.autograd.Function` whose
 own vmap rule sees all lanes at once, and what it does is one operation to who writes a step down (`train.replay`). A
-lane's bits do not depend on how long its neighbours' tables are: what a table
-is used for is elementwise, a look-up, or a product over blocks of BLOCK pieces, whose shape is always the same.
+lane's bits do not depend on how long its neighbours' tables are: what a table is used for is elementwise, a look-up, or
+a product over blocks of BLOCK pieces, whose shape is always the same.
 
 Legend: L lanes, N entries, P pieces (padded), h units of a layer. Pieces and their sums are float64 throughout.
 """
@@ -165,6 +165,7 @@ def _as_lanes(function: Any, size: int, in_dims: Sequence[int | None], inputs: S
 
 
 def _evaluate(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """What `_Evaluate` computes; steps 1 and 2 above."""
     found, mids, slope, offset = _pieces(x.amin(1).double(), x.amax(1).double(), _layers(weights))
     piece = _look_up(x, found.to(x.dtype))
     y, slope, offset = torch.empty_like(x), slope.to(x.dtype), offset.to(x.dtype)
@@ -174,6 +175,7 @@ def _evaluate(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Ten
 
 
 def _pull(slope: Tensor, x: Tensor, piece: Tensor, mids: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """What `_Pull` computes; step 3 above."""
     layers, sums = _layers(weights), _sums(slope, x, piece, mids)
     total = [torch.zeros_like(w, dtype=torch.float64) for w in weights]
     for block in range(0, mids.shape[1], BLOCK):
@@ -192,6 +194,7 @@ def _pull(slope: Tensor, x: Tensor, piece: Tensor, mids: Tensor, weights: Sequen
     return [t.to(w.dtype) for t, w in zip(total, weights, strict=True)]
 
 
+# A tracer sees one operation each, and not what hangs on values inside.
 _LIBRARY = torch.library.Library("grokscale", "DEF")
 _LIBRARY.define("evaluate(Tensor x, Tensor[] weights) -> (Tensor, Tensor, Tensor)")
 _LIBRARY.define("pull(Tensor slope, Tensor x, Tensor piece, Tensor mids, Tensor[] weights) -> Tensor[]")
