@@ -115,6 +115,13 @@ def wait_gone(pid: int) -> None:
         os.close(descriptor)
 
 
+def pending(pid: int) -> set[int]:
+    """The signals that wait for a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    waiting = next(int(line.split()[1], 16) for line in lines if line.startswith("ShdPnd:"))
+    return {number for number in signal.valid_signals() if waiting >> (number - 1) & 1}
+
+
 def leave_no_driver(folder: Path) -> None:
     """A detached driver outlives a test that fails: not here."""
     for lock in folder.glob("runs/sweeps/*/lock"):
@@ -157,18 +164,23 @@ def test_submit_follows_to_the_answer(whole: tuple[Path, str], undisturbed: tupl
 
 
 def test_stopped_killed_and_resumed_is_as_undisturbed(place: Path, undisturbed: tuple[Any, Any]) -> None:
+    """A driver is held still while its sweep is looked at: on a slow machine the verbs would outlast the sweep."""
     file, store, sweep_id = write(place), Store(place / "runs"), resolved().sweep_id
 
     first = verb(place, "submit", str(file), "--detach")
+    pid = pid_of(store, sweep_id)
     again = verb(place, "submit", str(file), "--detach")
-    assert first == again == f"{sweep_id}: process {pid_of(store, sweep_id)} on {os.uname().nodename}\n"
+    assert first == again == f"{sweep_id}: process {pid} on {os.uname().nodename}\n"
     with watched(place, "logs", "-f") as lines:
         until(lines, ": ended, objective")
+        os.kill(pid, signal.SIGSTOP)
     running = verb(place, "status")
-    assert f"{sweep_id}: running, process {pid_of(store, sweep_id)}" in running and "search" in running
+    assert f"{sweep_id}: running, process {pid}" in running and "search" in running
     assert " running " in verb(place, "list")
-    pid = pid_of(store, sweep_id)
-    assert f"{sweep_id}: stopped (process {pid} on" in verb(place, "stop")
+    with watched(place, "stop") as lines:
+        wait_until(lambda: signal.SIGINT in pending(pid), "the driver's signal")
+        os.kill(pid, signal.SIGCONT)
+        until(lines, f"{sweep_id}: stopped (process {pid} on")
     assert holder(store.sweep_dir(sweep_id) / "lock") is None
     wait_gone(pid)
     assert f"{sweep_id}: stopped; grokscale resume" in verb(place, "status")
@@ -179,6 +191,7 @@ def test_stopped_killed_and_resumed_is_as_undisturbed(place: Path, undisturbed: 
     verb(place, "resume", "--detach")
     pid = pid_of(store, sweep_id)
     wait_until(lambda: store.replicas().num_rows > stopped, "another answer")  # not by a verb: it might come too late
+    os.kill(pid, signal.SIGSTOP)
     service.stop(store, sweep_id, now=True)
     wait_gone(pid)
     assert f"{sweep_id}: stopped; " in verb(place, "status")
