@@ -58,7 +58,7 @@ def stepping(mine: Lanes) -> Callable[[int], None]:
     return run
 
 
-def decoder(seconds: float = 20.0) -> list[Row]:
+def decoder(seconds: float = 12.0) -> list[Row]:
     """8 replicas of the decoder under Grokfast-EMA against the authors' loop, by precision, eager and compiled."""
     spec = trial(DECODER, "grokfast-ema")
     half = replace(spec, precision="bf16")
@@ -88,7 +88,7 @@ def once(run: Callable[[int], None]) -> float:
     return time.perf_counter() - start
 
 
-def amplifier(seconds: float = 16.0) -> list[Row]:
+def amplifier(seconds: float = 12.0) -> list[Row]:
     """NeuralGrok on a + b, every fourth step with its outer update, against the step without it."""
     task = {"task": {"name": "modular-tokens", "op": "add"}}
     packs = {name: stepper(trial(task, name), 4) for name in ("none", "neuralgrok")}
@@ -163,7 +163,7 @@ def watched(spec: TrialSpec, lanes: int, horizon: int) -> tuple[float, float]:
     return taken, kept
 
 
-def two_layer(seconds: float = 12.0) -> list[Row]:
+def two_layer(seconds: float = 10.0) -> list[Row]:
     """The two-layer net on p = 97: SGD alone, and what EGD adds."""
     found = alternate(
         {name: stepper(trial(PAIRS, name), 8) for name in ("none", "egd", "egd-colnorm")}, seconds=seconds, rounds=7)
@@ -178,7 +178,7 @@ def two_layer(seconds: float = 12.0) -> list[Row]:
     ]  # fmt: skip
 
 
-def filters(seconds: float = 16.0) -> list[Row]:
+def filters(seconds: float = 12.0) -> list[Row]:
     """Grokfast-MA with a window of 100 against EMA, on the decoder."""
     base, ema, ma = "none", "grokfast-ema", "grokfast-ma"
     found = alternate({name: stepper(trial(DECODER, name), 4) for name in (base, ema, ma)}, seconds=seconds, rounds=5)
