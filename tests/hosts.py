@@ -235,6 +235,11 @@ class RayHosts:
                     found.append(pid)
         return found
 
+    def keep_logs(self, to: Path) -> None:
+        """Copy what Ray said to where someone may look into a failure; `close` removes it."""
+        for logs in self.folder.glob("r*/session_2*/logs"):
+            shutil.copytree(logs, to / logs.relative_to(self.folder), symlinks=True)
+
     def close(self) -> None:
         for n in sorted(self.nodes, reverse=True):
             self.kill(n)

@@ -172,9 +172,10 @@ def kill_worker(site: Site) -> bool:
 def replace_node(site: Site) -> bool:
     """A host loses power with all that runs on it; another one, with another address, joins."""
     node = max(site.hosts.nodes - {1})
-    trained = bool(site.hosts.workers(node))
+    if not site.hosts.workers(node):
+        return False
     _join(site.hosts, node)
-    return trained
+    return True
 
 
 def restart_head(site: Site) -> bool:

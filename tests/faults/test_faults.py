@@ -105,7 +105,11 @@ def test_many_sweeps_through_many_faults(place: Place, tmp_path: Path) -> None:
                 asked = resolved(**LONGER, tracking=server.uri)
             store: Any = Store(place.disk.folder / str(number))
             site = Site(place.hosts, place.client, asked, store, place.disk, server, other)
-            round_ = campaign.until_done(site, planned)
+            try:
+                round_ = campaign.until_done(site, planned)
+            except AssertionError:
+                place.hosts.keep_logs(tmp_path / "ray")
+                raise
             if site.beside and both is None:
                 both, _ = whole(place, tmp_path / "both", one, other)
             rounds.append(campaign.judge(site, round_, both or alone if site.beside else alone))
