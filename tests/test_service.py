@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -177,10 +178,11 @@ def test_stopped_killed_and_resumed_is_as_undisturbed(place: Path, undisturbed: 
     running = verb(place, "status")
     assert f"{sweep_id}: running, process {pid}" in running and "search" in running
     assert " running " in verb(place, "list")
-    with watched(place, "stop") as lines:
+    with ThreadPoolExecutor(1) as beside:
+        said = beside.submit(verb, place, "stop")
         wait_until(lambda: signal.SIGINT in pending(pid), "the driver's signal")
         os.kill(pid, signal.SIGCONT)
-        until(lines, f"{sweep_id}: stopped (process {pid} on")
+        assert f"{sweep_id}: stopped (process {pid} on" in said.result()
     assert holder(store.sweep_dir(sweep_id) / "lock") is None
     wait_gone(pid)
     assert f"{sweep_id}: stopped; grokscale resume" in verb(place, "status")
