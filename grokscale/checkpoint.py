@@ -11,7 +11,7 @@ import pickle
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import torch
 
@@ -27,6 +27,9 @@ CHECKPOINT_S = 10.0  # between two checkpoints of a pack, at least ...
 SHARE = 0.01  # ... and at most this share of the time goes into writing them
 ALIVE_S = 5.0  # a claim says that its process lives so often, at most
 SILENT_S = 600.0  # a process that has not said so for so long is taken for lost, though the system says it lives
+BLOCK = 1 << 20  # bytes, read at once
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError)
+"""What is raised where a checkpoint is gone, torn, damaged, or of another version."""
 
 
 class Checkpoint:
@@ -63,7 +66,9 @@ class Checkpoint:
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:
-                torch.save({"pack": state, "wall_s": wall_s, "asked": self._asked}, file)
+                summed = _Summed(file)
+                torch.save({"pack": state, "wall_s": wall_s, "asked": self._asked}, summed)
+                file.write(summed.digest)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self.path)
@@ -76,16 +81,48 @@ class Checkpoint:
     def read(self) -> tuple[dict[str, Any] | None, float]:
         """(snapshot, seconds spent on it); (None, 0) where there is none that can be read."""
         try:
-            kept = torch.load(self.path, weights_only=True)
+            kept = _load(self.path)
+            return kept["pack"], kept["wall_s"]
         except FileNotFoundError:
             return None, 0.0
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        except UNREADABLE as error:
             log.warning("%s cannot be read, starting afresh: %s", self.path, error)
             return None, 0.0
-        return kept["pack"], kept["wall_s"]
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+class _Summed:
+    """A file for `torch.save` that sums up what is written: torch reads tensors without a look at its own sums."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._sum = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self._sum.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    @property
+    def digest(self) -> bytes:
+        return self._sum.digest()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """What `Checkpoint.save` wrote, all of it and nothing else. Raises one of UNREADABLE."""
+    with path.open("rb") as file:
+        left = os.fstat(file.fileno()).st_size - hashlib.sha256().digest_size
+        found = hashlib.sha256()
+        while left > 0 and (block := file.read(min(left, BLOCK))):
+            found.update(block)
+            left -= len(block)
+        if file.read() != found.digest():
+            raise ValueError("its contents are not those that were written")
+        file.seek(0)
+        return torch.load(file, weights_only=True)  # it looks for a zip's end, and passes over the sum behind it
 
 
 class Claim:
@@ -180,8 +217,8 @@ def tidy(store: Store) -> None:
 def _answered(store: Store, trial_id: str, path: Path) -> bool:
     """Has the store what the pack of a checkpoint was to find?"""
     try:
-        asked = torch.load(path, weights_only=True)["asked"]
-    except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError):
+        asked = _load(path)["asked"]
+    except UNREADABLE:
         return False  # gone, torn, or of an earlier version: whoever wants it will say so
     known = store.answered([trial_id])
     rows = [known.get((trial_id, seed)) for seed in asked["seeds"]]

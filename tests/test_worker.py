@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -50,6 +52,49 @@ def test_work_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     assert replicas_of(cut) == replicas_of(whole)
     columns = ["trial_id", "seed", "step", "train_loss", "test_loss", "val_acc"]
     assert cut.curves().select(columns).equals(whole.curves().select(columns))
+
+
+def test_a_killed_process_is_gone_on_from_where_it_last_wrote(tmp_path: Path) -> None:
+    """SIGKILL, without a chance to keep anything: the checkpoint that came due is what the next process begins with."""
+    resolved, seeds = resolve(), [seed_for("run", k) for k in range(3)]
+    whole, cut = Store(tmp_path / "whole"), Store(tmp_path / "cut")
+    asked = job(resolved, seeds, 2000)
+    list(Work(whole, asked))
+    code = "import json, sys; from grokscale import checkpoint, worker; from grokscale.store import Store\n"
+    code += "checkpoint.CHECKPOINT_S, checkpoint.SHARE = 0.0, 1e9\n"
+    code += "for step in worker.Work(Store(sys.argv[1]), json.loads(sys.argv[2])): print(step, flush=True)"
+    command = [sys.executable, "-c", code, cut.root, json.dumps(asked)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        reached = [int(process.stdout.readline()) for _ in range(8)][-1]
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert list((tmp_path / "cut" / "checkpoints").iterdir()) and not cut.replicas().num_rows
+    work = iter(Work(cut, asked))
+    assert next(work) >= reached > 0
+    list(work)
+    assert replicas_of(cut) == replicas_of(whole) and trained_twice(cut) == []
+
+
+def test_damage_to_a_checkpoint_is_never_trained_on(tmp_path: Path) -> None:
+    """Whatever bit is turned, wherever it is cut: it is as it was written, or there is none; `tidy` passes it over."""
+    store, seeds = Store(tmp_path), [seed_for("run", 0)]
+    one = Checkpoint(store, resolve().trial("plain"), seeds, 100, "decided")
+    one.save({"step": 7, "weights": torch.arange(300.0)}, 1.0)
+    sound = one.path.read_bytes()
+    draw = random.Random(20261128)
+    flips = [(draw.randrange(len(sound)), 1 << draw.randrange(8)) for _ in range(300)]
+    for at, bit in flips:
+        one.path.write_bytes(sound[:at] + bytes([sound[at] ^ bit]) + sound[at + 1 :])
+        assert one.read() == (None, 0.0), at
+        tidy(store)
+    for length in [0, 1, 31, 32, 33, *(draw.randrange(len(sound)) for _ in range(100))]:
+        one.path.write_bytes(sound[:length])
+        assert one.read() == (None, 0.0), length
+        tidy(store)
+    one.path.write_bytes(sound)
+    state, spent = one.read()
+    assert state is not None and torch.equal(state["weights"], torch.arange(300.0)) and (state["step"], spent) == (7, 1)
 
 
 @pytest.mark.parametrize("spoilt", [b"", b"not a checkpoint", "other"])
