@@ -11,7 +11,7 @@ import pickle
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import IO, Any, BinaryIO, TextIO, cast
 
 import torch
 
@@ -67,7 +67,7 @@ class Checkpoint:
         try:
             with temporary.open("wb") as file:
                 summed = _Summed(file)
-                torch.save({"pack": state, "wall_s": wall_s, "asked": self._asked}, summed)
+                torch.save({"pack": state, "wall_s": wall_s, "asked": self._asked}, cast(IO[bytes], summed))
                 file.write(summed.digest)
                 file.flush()
                 os.fsync(file.fileno())
