@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,8 @@ COLUMNS = {  # of the Parquet file
     **dict.fromkeys(["value", "claimed", "threshold"], "float64"), "m": "int64", "unit": "int64",
     **dict.fromkeys(["median", "percentile", "lo", "hi", "s", "s_lo", "s_hi", "s_claimed", "retained"], "float64"),
     "n": "int64", "censored": "int64",
-    **dict.fromkeys(["verdict", "why", "cost", "sweep_id", "numerics", "date", "git_sha"], "string"),
+    **dict.fromkeys(["verdict", "why", "cost", "sweep_id", "settings", "device"], "string"),
+    **dict.fromkeys(["numerics", "date", "git_sha"], "string"),
 }  # fmt: skip
 HEAD = ["published", "arm", "paper", "our median", "n", "percentile", "95 % prediction", "speed-up", "verdict", "ran"]
 ALIGN = "<<>>>>><<<"
@@ -39,7 +40,8 @@ def rows(store: Store, folder: Path) -> list[dict[str, Any]]:
     """A row per [[paper]] table of the folder's files, in the order of the board; its columns are COLUMNS.
 
     value: as printed.  unit: steps of one of its units (of an epoch, else 1); claimed, median, lo, hi are in steps of
-    the clock.  cost: of the whole file, as it states it.  device, numerics, date, git_sha: of the arm's replicas.
+    the clock.  cost: of the whole file, as it states it.  settings: the arm's trial as JSON.  device, numerics, date,
+    git_sha: of its replicas.
     The rest as in `answers.verdicts`. A file that no sweep in the store has asked gives rows that are not run.
     Raises InputError for a file that cannot be read and for an order that names one that is not there.
     """
@@ -77,15 +79,26 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
         "Times are first crossings, in the paper's clock; the prediction interval is that of one more run. Speed-up:",
         "ours on sustained crossings with its 95 % interval, of other endpoints how many times better they are; the",
         "paper's, and the share of its logarithm that is left.",
-        "Seeds that never crossed count with the horizon.",
+        "Seeds that never crossed count with the horizon.", "",
+        *_table(["section", "published", "run", *VERDICTS[:-1]], "<" + ">" * (len(VERDICTS) + 1), _sums(found)),
     ]  # fmt: skip
     for section in dict.fromkeys(row["section"] for row in found):
         mine = [row for row in found if row["section"] == section]
-        rule = [{"<": ":--", ">": "--:"}[side] for side in ALIGN]
-        cells = [HEAD, rule, *map(_cells, mine)]
-        lines += ["", f"## {section}", "", *("| " + " | ".join(line) + " |" for line in cells)]
-        lines += _notes(mine)
+        lines += ["", f"## {section}", "", *_table(HEAD, ALIGN, map(_cells, mine)), *_notes(mine)]
     return "\n".join(lines) + "\n"
+
+
+def _table(head: Sequence[str], align: str, cells: Iterable[Sequence[str]]) -> Iterator[str]:
+    rule = [{"<": ":--", ">": "--:"}[side] for side in align]
+    return ("| " + " | ".join(line) + " |" for line in (head, rule, *cells))
+
+
+def _sums(found: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """How many rows of a section are run, and what became of them."""
+    for section in dict.fromkeys(row["section"] for row in found):
+        counts = Counter(row["verdict"] for row in found if row["section"] == section)
+        told = [counts.total(), counts.total() - counts["not run"], *(counts[verdict] for verdict in VERDICTS[:-1])]
+        yield [section, *(str(count) if count else "-" for count in told)]
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -168,6 +181,8 @@ def _origin(store: Store, row: Mapping[str, Any]) -> dict[str, Any]:
     assert plan is not None, "what was judged was confirmed"
     replicas = side(store, row["sweep_id"], row["arm"], plan).rows
     return {
+        "settings": "\n".join(sorted({one["spec_json"] for one in replicas})),
+        "device": ", ".join(sorted({one["device"] for one in replicas})),
         "numerics": ", ".join(sorted({one["numerics"] for one in replicas})),
         "date": str(max(one["at"] for one in replicas).date()),
         "git_sha": ", ".join(sorted({one["git_sha"][:7] for one in replicas if one["git_sha"]})) or None,
