@@ -319,10 +319,10 @@ class Phases:
         self._open.finished(key, parts)
         self._came_back()
 
-    def failed(self, key: Key, error: str) -> None:
+    def failed(self, key: Key, error: str, *, stopped: bool = False) -> None:
         """Raises GrokscaleError where nearly all fail: what is left would fail too."""
         self._open.failed(key, error)
-        self._failed += 1
+        self._failed += not stopped
         self._came_back()
         if self._failed >= MANY and self._failed >= NEARLY * self._back:
             last = error.strip().rpartition("\n")[2] or "no reason given"

@@ -41,12 +41,13 @@ if not {"RAY_ADDRESS", "RAY_AUTH_MODE"} & os.environ.keys():
 
 import ray  # noqa: E402
 from ray import cloudpickle, tune  # noqa: E402
-from ray.exceptions import RayError, RayTaskError  # noqa: E402
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError  # noqa: E402
 from ray.tune.error import TuneError  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
 from grokscale import data  # noqa: E402
 from grokscale.errors import GrokscaleError, StoreError, TrialStopped  # noqa: E402
+from grokscale.train import lanes_for  # noqa: E402
 from grokscale.worker import SweepTrainable, time_trial  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,10 @@ class Desk(Protocol):
         """parts: the store's files that its worker wrote."""
         ...
 
-    def failed(self, key: Any, error: str) -> None: ...
+    def failed(self, key: Any, error: str, *, stopped: bool = False) -> None:
+        """stopped: by hand, which says nothing about the others."""
+        ...
+
     def report(self, key: Any, finished: int, grokked: int) -> None: ...
     def tick(self) -> None: ...
 
@@ -113,7 +117,8 @@ class _Searcher(Inert, Searcher):
         self.desk, self._stop = desk, stop
         self.out: dict[str, _Out] = {}  # by Tune's trial id
         self.again: list[_Out] = []
-        self.returned: list[tuple[Any, str | Sequence[str]]] = []  # (job, error or parts), outside Tune's catch-all
+        # (job, error or parts), handed over outside Tune's catch-all
+        self.returned: list[tuple[Any, str | TrialStopped | Sequence[str]]] = []
         self.problem: GrokscaleError | None = None  # what ends the sweep
 
     def stop(self) -> bool:
@@ -151,8 +156,10 @@ class _Searcher(Inert, Searcher):
             self.problem = StoreError(f"{error.cause}; what is stored is safe: make room, then resume")
             return
         if isinstance(error, RayTaskError) and isinstance(error.cause, TrialStopped):
-            self.returned.append((out.key, str(error.cause)))
+            self.returned.append((out.key, error.cause))
             return
+        if isinstance(error, OutOfMemoryError):  # Ray ended the process before the machine ran out
+            out = replace(out, config=_halved(out.config))
         out = replace(out, failures=out.failures + own, deaths=out.deaths + (not own))
         if out.failures >= FAILURES or out.deaths >= DEATHS:
             self.returned.append((out.key, text))
@@ -168,7 +175,9 @@ class _Searcher(Inert, Searcher):
         while self.returned and self.problem is None:
             key, said = self.returned.pop(0)
             try:
-                if isinstance(said, str):
+                if isinstance(said, TrialStopped):
+                    self.desk.failed(key, str(said), stopped=True)
+                elif isinstance(said, str):
                     self.desk.failed(key, said)
                 else:
                     self.desk.finished(key, said)
@@ -199,6 +208,12 @@ class _Callback(Inert, tune.Callback):
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.searcher.settle()
         self.desk.tick()
+
+
+def _halved(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A job's config with packs of half as many lanes; two are the fewest there are."""
+    lanes = int(config["lanes"]) or lanes_for(len(config["job"]["seeds"]))
+    return {**config, "lanes": max(2, lanes // 2)}
 
 
 def _error_of(trial: Any) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 from ray.tune.search import Searcher
 
 from grokscale import packing, registry
-from grokscale.errors import GrokscaleError, InputError, StoreError
+from grokscale.errors import GrokscaleError, InputError, StoreError, TrialStopped
 from grokscale.memory import machine
 from grokscale.spec import parse, seed_for
 from grokscale.store import Store
@@ -285,8 +285,8 @@ class _Desk:
     def take(self) -> Any:
         return self.jobs.pop() if self.jobs else None
 
-    def failed(self, key: Any, error: str) -> None:
-        self.said.append((key, error))
+    def failed(self, key: Any, error: str, *, stopped: bool = False) -> None:
+        self.said.append((key, error, "stopped") if stopped else (key, error))
 
 
 def _error(cause: Exception) -> BaseException:
@@ -314,6 +314,23 @@ def test_a_trial_that_kills_every_process_that_it_gets_is_given_up() -> None:
         assert searcher.suggest(f"t{number}") == {"job": 1}
         searcher.failed(f"t{number}", None, "it died")
     assert searcher.suggest("after") is None and desk.said == [(("search", "plain", 0), "it died")]
+
+
+def test_a_trial_that_ray_ends_for_want_of_memory_goes_on_in_half_the_pack() -> None:
+    desk = _Desk()
+    job = {"job": {"seeds": list(range(9))}}
+    desk.jobs = [(("search", "plain", 0), {"lanes": 0, **job})]
+    searcher = _Searcher(desk, lambda: False)  # pyright: ignore[reportArgumentType]
+    given = [(searcher.suggest(f"t{n}"), searcher.failed(f"t{n}", OutOfMemoryError("low"), ""))[0] for n in range(5)]
+    assert given == [{"lanes": lanes, **job} for lanes in (0, 8, 4, 2, 2)] and desk.said == []
+
+
+def test_a_trial_that_was_stopped_is_no_sign_that_all_fail() -> None:
+    desk = _Desk()
+    searcher = _Searcher(desk, lambda: False)  # pyright: ignore[reportArgumentType]
+    searcher.suggest("one")
+    searcher.failed("one", _error(TrialStopped("stopped by hand")), "")
+    assert searcher.suggest("after") is None and desk.said == [(("search", "plain", 0), "stopped by hand", "stopped")]
 
 
 def test_a_store_that_is_full_ends_the_sweep_and_not_the_trial() -> None:

@@ -5,6 +5,7 @@ One Ray serves every test of this file that runs in this process; what has to be
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -22,8 +23,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import grokscale
-from grokscale import registry
-from grokscale.control import Stop, locked
+from grokscale import registry, search
+from grokscale.control import Stop, ask_stop, locked
 from grokscale.desk import Progress
 from grokscale.errors import GrokscaleError, InputError
 from grokscale.spec import Resolved, TrialSpec, parse, seed_for
@@ -360,6 +361,31 @@ def test_a_sweep_whose_trials_nearly_all_fail_stops_early_and_says_why(
     rows = Store(tmp_path).trials(sweep_id=asked.sweep_id).to_pylist()
     assert [row["state"] for row in rows].count("failed") == 2 and len(rows) <= 6, "stopped early"
     assert "2 of 2 trials failed" in (tmp_path / "sweeps" / asked.sweep_id / "log.txt").read_text()
+
+
+def test_a_sweep_goes_on_without_a_trial_that_is_stopped_and_tries_it_again(
+    undisturbed: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that could not have won: the first start misses it and nothing else, the second adds it."""
+    store, asked = Store(tmp_path), resolve()
+    monkeypatch.setattr("grokscale.desk.MANY", 1)  # a trial that failed by itself would end the sweep
+    monkeypatch.setattr("grokscale.desk.NEARLY", 0.0)
+    last = {key: row for key, row in undisturbed.trials.items() if key[:3] == ("plain", "search", 3)}
+    best = min(row[3] for key, row in undisturbed.trials.items() if key[:2] == ("plain", "search"))
+    ((key, (trial_id, _, _, value, *_)),) = last.items()
+    assert value > best + math.log(search.MARGIN), "the race was to do without it"
+
+    def plant(progress: Progress) -> None:
+        if progress.phase == "search":
+            ask_stop(store.sweep_dir(asked.sweep_id), trial_id, now=False)
+
+    result = run_sweep(asked, store, tracking="none", on_progress=plant)
+    assert [(f.arm, f.number, f.trial_id) for f in result.failures] == [("plain", 3, trial_id)]
+    rest = {one: row for one, row in trials_of(store, result.sweep_id).items() if one != key}
+    assert rest == {one: row for one, row in undisturbed.trials.items() if one != key}
+    assert store.table("speedups").num_rows and trained_twice(store) == []
+    assert not run_sweep(asked, store, tracking="none").failures
+    assert (trials_of(store, result.sweep_id), replicas_of(store)) == (undisturbed.trials, undisturbed.replicas)
 
 
 def test_a_plugin_method_that_uses_every_extra_runs_a_whole_sweep(ray_here: None, tmp_path: Path) -> None:
