@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from grokscale.errors import GrokscaleError, StoreError
 
-NOW = "now"  # what the note of a trial that is to stop says where its state is not to be saved
+NOW = "now"  # what a note says where state is not to be saved, and the note that the driver finds
 LOOKS = 20  # times that a lock is tried before it counts as another driver's
 
 
@@ -38,10 +38,14 @@ class SweepInterrupted(GrokscaleError):
 
 
 class Stop:
-    """Says when to stop: Ctrl-C or SIGTERM, or one of [limits]. A second signal ends the process at once."""
+    """Says when to stop: Ctrl-C or SIGTERM, or one of [limits].
 
-    def __init__(self, hours: float | None) -> None:
+    A second signal ends the process at once, and so does the first where a note in `notes` says that it is to be now.
+    """
+
+    def __init__(self, hours: float | None, notes: Path | None = None) -> None:
         self.reason: str | None = None
+        self._notes = notes
         self._hours, self._said = hours, ""
         self._deadline = None if hours is None else time.monotonic() + 3600 * hours
         self._before: dict[signal.Signals, Any] = {}
@@ -57,7 +61,7 @@ class Stop:
             signal.signal(number, handler)
 
     def _heard(self, number: int, frame: object) -> None:
-        if self.reason in ("interrupted", "terminated"):
+        if self.reason in ("interrupted", "terminated") or (self._notes is not None and (self._notes / NOW).exists()):
             if sys.stderr.isatty():
                 os.write(2, b"\x1b[?25h\n")  # a live table hides the cursor
             os._exit(128 + number)
@@ -149,7 +153,10 @@ def _opened(path: Path, mode: str) -> TextIO:
 
 
 def ask_stop(folder: Path, trial_id: str, *, now: bool) -> None:
-    """Ask the worker of a trial, wherever it is, to stop: a note in the sweep's folder, which it looks for."""
+    """Ask the worker of a trial, wherever it is, to stop: a note in the sweep's folder, which it looks for.
+
+    trial_id: NOW is for the driver, which looks when a signal comes.
+    """
     notes = notes_in(folder)
     with _written(notes / trial_id):
         notes.mkdir(exist_ok=True)
@@ -157,7 +164,7 @@ def ask_stop(folder: Path, trial_id: str, *, now: bool) -> None:
 
 
 def notes_in(folder: Path) -> Path:
-    """Where the notes of a sweep lie for trials that are to stop."""
+    """Where the notes of a sweep lie for what is to stop."""
     return folder / "stop"
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grokscale.control import ask_stop, has_ended, holder
+from grokscale.control import NOW, ask_stop, has_ended, holder
 from grokscale.errors import GrokscaleError, InputError, suggest
 from grokscale.spec import Resolved, parse
 
@@ -99,9 +99,25 @@ def status(store: Store, sweep: str | None, client: JobSubmissionClient | None =
     return Status(sweep_id, head["name"], head["question"], state, phase, where, tuple(arms))
 
 
-def listing(store: Store, client: JobSubmissionClient | None = None) -> list[Status]:
-    """Every sweep of the store, the latest first."""
-    return [status(store, sweep_id, client) for sweep_id in reversed(store.sweeps())]
+def listing(
+    store: Store, client_of: Callable[[str], JobSubmissionClient | None] = lambda sweep_id: None
+) -> list[Status]:
+    """Every sweep of the store, the latest first. client_of: of the cluster that a sweep may run on."""
+    return [status(store, sweep_id, client_of(sweep_id)) for sweep_id in reversed(store.sweeps())]
+
+
+def address_of(store: Store, sweep_id: str) -> str | None:
+    """The cluster that the file of a sweep names, in [cluster] address."""
+    asked = store.rows("sweeps", sweep_id=sweep_id)[0]["experiment_json"]
+    with contextlib.suppress(ValueError, AttributeError, TypeError):  # what broke it is said by what has to read it
+        return json.loads(asked)["cluster"]["address"]
+    return None
+
+
+def is_here(store: Store, sweep_id: str) -> bool:
+    """Does the driver of a sweep run on this machine?"""
+    held = holder(store.sweep_dir(sweep_id) / "lock")
+    return held is not None and held.here
 
 
 def driver(store: Store, sweep_id: str, client: JobSubmissionClient | None = None) -> str:
@@ -160,13 +176,15 @@ def detach(store: Store, sweep_id: str, command: Sequence[str]) -> str:
 def stop(store: Store, sweep_id: str, client: JobSubmissionClient | None = None, *, now: bool = False) -> str:
     """Stop the driver of a sweep: in order, keeping trials under way, or `now`; what was stopped.
 
-    A job is asked through the cluster, which kills it after STOP_S; `now` kills a driver of this machine only.
+    A job is asked through the cluster, which kills it after STOP_S; `now` it ends by itself when it is asked.
 
     Raises GrokscaleError where none runs, or where it runs on a machine that cannot be reached from here.
     """
     held = holder(store.sweep_dir(sweep_id) / "lock")
     _, job, state = _job(client, sweep_id)
     if client is not None and state in LIVE and not (now and held is not None and held.here):
+        if now:
+            ask_stop(store.sweep_dir(sweep_id), NOW, now=True)
         client.stop_job(job)
         return f"job {job}"
     if held is None:
@@ -390,6 +408,6 @@ def _every(seconds: float, limit: float) -> Iterator[None]:
 
 
 __all__ = [
-    "Arm", "Status", "again", "answered", "connect", "detach", "driver", "follow", "last_words", "listing", "status",
-    "stop", "stop_trial", "submit", "wait_stopped",
+    "Arm", "Status", "address_of", "again", "answered", "connect", "detach", "driver", "follow", "is_here",
+    "last_words", "listing", "status", "stop", "stop_trial", "submit", "wait_stopped",
 ]  # fmt: skip

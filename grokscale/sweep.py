@@ -73,7 +73,8 @@ def run_sweep(
     folder = store.sweep_dir(resolved.sweep_id)
     hours = resolved.experiment.limits.hours
     uri = tracking or resolved.experiment.tracking or default_uri(store)
-    with locked(folder / "lock", resolved.sweep_id), logged(folder / "log.txt"), Stop(hours) as stop:
+    stopping = Stop(hours, notes_in(folder))
+    with locked(folder / "lock", resolved.sweep_id), logged(folder / "log.txt"), stopping as stop:
         forget_stops(folder)
         sweep = _Sweep(resolved, store, stop, on_progress or (lambda progress: None), None if uri == "none" else uri)
         status = "FAILED"

@@ -20,6 +20,7 @@ from grokscale.control import holder, locked
 from grokscale.errors import GrokscaleError, StoreError, TrialStopped
 from grokscale.spec import Resolved, parse
 from grokscale.store import Store
+from grokscale.sweep import introduce
 from tests import rows
 from tests.faults.breaking import until as wait_until
 from tests.test_cli import GROKSCALE, environment
@@ -313,6 +314,20 @@ def test_a_sweep_of_another_machine_is_left_alone(tmp_path: Path) -> None:
         lock.write_text("process 1 on elsewhere\n")
         with pytest.raises(GrokscaleError, match="is run by process 1 on elsewhere: stop it there"):
             service.stop(store, "some-00000000", now=True)
+
+
+def test_the_cluster_that_a_file_names_is_every_verbs(tmp_path: Path) -> None:
+    """Nobody answers there: looking says so and goes on, what would act refuses, and nothing runs here instead."""
+    changes = {"cluster": {"address": "http://127.0.0.1:1"}}
+    store, one = Store(tmp_path / "runs"), resolved(**changes)
+    introduce(one, store)
+    for words in (("status",), ("list",), ("logs",)):
+        said = verb(tmp_path, *words)
+        assert "no Ray cluster answers at http://127.0.0.1:1" in said and "what the store knows" in said
+    for words in (("resume", "--wait", "0"), ("resume", "--detach", "--wait", "0"), ("stop",), ("stop", "tiny/1a")):
+        said = verb(tmp_path, *words, code=1)
+        assert "no Ray cluster answers at http://127.0.0.1:1" in said and "Traceback" not in said
+    assert holder(store.sweep_dir(one.sweep_id) / "lock") is None and not store.trials().num_rows
 
 
 def test_no_cluster_is_said_within_the_limit(tmp_path: Path) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import socketserver
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from grokscale import service
 from grokscale.store import Store
 from tests.hosts import RayHosts, ray_hosts
 from tests.test_cli import environment
@@ -48,7 +54,11 @@ def test_a_sweep_as_a_job(
     """Submitted twice, stopped, resumed; what travels, and what does not."""
     (tmp_path / "travelling.py").write_text(PLUGIN.format(seen=str(tmp_path / "seen")))
     monkeypatch.syspath_prepend(str(tmp_path))
-    changes: dict[str, Any] = {"plugin": "travelling", "tracking": None}  # MLflow's database lies beside the store
+    monkeypatch.delenv("GROKSCALE_ADDRESS")  # the file names the cluster, for every verb
+    changes: dict[str, Any] = {
+        "plugin": "travelling", "cluster": {"address": hosts.address},
+        "tracking": None,  # MLflow's database lies beside the store
+    }  # fmt: skip
     file, sweep_id = write(tmp_path, **changes), resolved(**changes).sweep_id
     (tmp_path / "seen").unlink()
     store = Store(tmp_path / "runs")
@@ -66,8 +76,16 @@ def test_a_sweep_as_a_job(
     jobs = [path.read_text(errors="replace") for path in hosts.folder.rglob("job-driver-*.log")]
     assert len(jobs) == 1 and "everything so far is saved" in jobs[0]
 
+    assert verb(tmp_path, "resume", "tiny", "--detach") == f"{sweep_id}: job {sweep_id}-2\n"
+    with watched(tmp_path, "logs", "tiny", "-f") as lines:
+        until(lines, "stopped: interrupted")  # the first driver's last word
+        until(lines, ": trial ")
+    assert f"{sweep_id}: stopped (job {sweep_id}-2); " in verb(tmp_path, "stop", "--now")
+    jobs = [path.read_text(errors="replace") for path in hosts.folder.rglob(f"job-driver-{sweep_id}-2.log")]
+    assert len(jobs) == 1 and "saved" not in jobs[0]
+
     said = verb(tmp_path, "resume", "tiny")
-    assert f"{sweep_id}: job {sweep_id}-2\n" in said and "Speed-up over plain" in said
+    assert f"{sweep_id}: job {sweep_id}-3\n" in said and "Speed-up over plain" in said
     assert f"{sweep_id}: done\n" in verb(tmp_path, "status")
     assert before.items() <= replicas_of(store).items() and trained_twice(store) == []
     assert not list((tmp_path / "runs/checkpoints").iterdir())
@@ -76,7 +94,7 @@ def test_a_sweep_as_a_job(
     travelled = [path for path in seen if str(hosts.folder) in path]
     assert travelled and all("runtime_resources" in path for path in travelled), seen
 
-    info = str(hosts.client().get_job_info(f"{sweep_id}-2"))
+    info = str(hosts.client().get_job_info(f"{sweep_id}-3"))
     assert sweep_id in info
     planted = [value.encode() for value in SECRETS.values()]
     assert not any(value in info.encode() for value in planted)
@@ -87,6 +105,41 @@ def test_a_sweep_as_a_job(
     assert {run.data.tags["kind"] for run in runs} == {"sweep", "trial"} and any(run.data.params for run in runs)
     assert not any(value.decode() in str([run.data, run.info]) for run in runs for value in planted)
     assert [path for path in texts if any(value in path.read_bytes() for value in planted)] == []
+
+
+def test_a_cluster_that_comes_up_is_waited_for(hosts: RayHosts, client_environment: None) -> None:
+    """Nobody listens at first; once that has been said, somebody does who passes everything on to the head."""
+    head = urlsplit(hosts.address)
+
+    class Relay(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection((head.hostname, head.port)) as there:
+                for one, other in ((self.request, there), (there, self.request)):
+                    threading.Thread(target=pass_on, args=(one, other), daemon=True).start()
+                closed.wait()
+
+    def pass_on(one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+
+    closed, said = threading.Event(), []
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay, bind_and_activate=False) as relay:
+        relay.daemon_threads = True
+        relay.server_bind()  # its port is taken; without listening it refuses
+
+        def appear(text: str) -> None:
+            said.append(text)
+            relay.server_activate()
+            threading.Thread(target=relay.serve_forever, daemon=True).start()
+
+        try:
+            client = service.connect(f"http://127.0.0.1:{relay.server_address[1]}", seconds=60, say=appear)
+            assert isinstance(client.list_jobs(), list)
+            assert len(said) == 1 and said[0].startswith("waiting for a Ray cluster")
+        finally:
+            closed.set()
+            relay.shutdown()
 
 
 def test_a_job_that_fails_says_why(

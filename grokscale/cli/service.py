@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from grokscale.store import Store
 
 Detach = Annotated[bool, typer.Option("--detach", help="Return once it runs.")]
-Wait = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for the cluster.")]
+Wait = Annotated[float, typer.Option(min=0, envvar="GROKSCALE_WAIT", metavar="SECONDS",
+                                     help="How long to wait for the cluster.")]  # fmt: skip
 
 
 @app.command()
@@ -76,9 +78,10 @@ def list_(address: Address = None, store: StorePath = None) -> None:
     from grokscale import service
     from grokscale.report.words import grid
 
+    opened, named = open_store(store), _client(address)
     rows = [
         [one.sweep_id, one.state, one.phase, " ".join(one.question.split())[:48]]
-        for one in service.listing(open_store(store), _client(address))
+        for one in service.listing(opened, lambda sweep_id: named or _watching(opened, sweep_id))
     ]
     typer.echo(grid(["sweep", "state", "phase", "question"], rows, "<<<<") if rows else "no sweeps yet")
 
@@ -88,7 +91,9 @@ def status(sweep: Sweep = None, address: Address = None, store: StorePath = None
     """Say how far a sweep is, and where it runs."""
     from grokscale import service
 
-    typer.echo(_table(service.status(open_store(store), sweep, _client(address))))
+    opened = open_store(store)
+    sweep_id = opened.find_sweep(sweep)
+    typer.echo(_table(service.status(opened, sweep_id, _client(address) or _watching(opened, sweep_id))))
 
 
 @app.command()
@@ -101,8 +106,9 @@ def logs(
     """Print a sweep's log."""
     from grokscale import service
 
-    opened, client = open_store(store), _client(address)
+    opened = open_store(store)
     sweep_id = opened.find_sweep(sweep)
+    client = _client(address) or _watching(opened, sweep_id)
     for line in service.follow(
         opened, sweep_id, still=lambda: follow and bool(service.driver(opened, sweep_id, client))
     ):
@@ -125,6 +131,8 @@ def stop(
     opened = open_store(store)
     name, _, trial = (sweep or "").partition("/")
     sweep_id = opened.find_sweep(name or None)
+    if address is None and not service.is_here(opened, sweep_id):
+        address = service.address_of(opened, sweep_id)
     client = _client(address)
     if trial:
         which = service.stop_trial(opened, sweep_id, trial, client, now=now)
@@ -162,7 +170,7 @@ def resume(
         before = service.again(opened, sweep_id, load_registry).experiment.search.trials
         overrides.append(f"search.trials={before + add_trials}")
     resolved = service.again(opened, sweep_id, load_registry, overrides)
-    if address:
+    if address := address or resolved.experiment.cluster.address:
         client = service.connect(address, seconds=wait, say=say)
         _submitted(resolved, opened, client)
         if not detach:
@@ -179,6 +187,23 @@ def _client(address: str | None) -> JobSubmissionClient | None:
     from grokscale import service
 
     return service.connect(address, seconds=0.0, say=say) if address else None
+
+
+def _watching(store: Store, sweep_id: str) -> JobSubmissionClient | None:
+    """The cluster that the file of a sweep names. To look at the sweep it need not answer."""
+    from grokscale import service
+
+    address = service.address_of(store, sweep_id)
+    return _answering(address) if address else None
+
+
+@cache
+def _answering(address: str) -> JobSubmissionClient | None:
+    try:
+        return _client(address)
+    except GrokscaleError as error:
+        say(f"{error}\nwhat follows is what the store knows")
+        return None
 
 
 def _options(store: Store, data: Path | None, overrides: Sequence[str] | None) -> list[str]:
