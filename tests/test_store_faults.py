@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grokscale.errors import GrokscaleError
+from grokscale.errors import GrokscaleError, StoreError
+from grokscale.spec import seed_for
 from grokscale.store import Store, StoreWarning
+from grokscale.worker import Work
 from tests.rows import curve, replica
 from tests.stores import files
+from tests.test_sweep import resolve
+from tests.test_worker import job
 
 
 @pytest.fixture
@@ -75,6 +79,37 @@ def test_a_read_only_root_is_read_and_named_by_who_would_write(disk: Path):
         with pytest.raises(GrokscaleError, match=r"Read-only file system"):
             act()
     assert reader.check() == [found]
+
+
+def test_a_worker_whose_store_may_only_be_read_fails_for_the_store(disk: Path):
+    """Not for its trial, which the driver would try again and give up."""
+    store, asked = Store(disk / "runs"), job(resolve(), [seed_for("run", 0)], 400)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(StoreError, match=r"runs/claims: cannot write to the store: Read-only file system"):
+        Work(store, asked)
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    work = Work(store, asked)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(StoreError, match=r"claims/\w+: cannot write to the store: Read-only file system"):
+        list(work)
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    list(Work(store, asked))
+    assert store.replicas().num_rows == 1
+
+
+def test_a_worker_whose_store_goes_away_fails_for_the_store(tmp_path: Path):
+    store, asked = Store(tmp_path / "runs"), job(resolve(), [seed_for("run", 0)], 400)
+    work = Work(store, asked)
+    steps = iter(work)
+    next(steps)
+    (tmp_path / "runs").rename(tmp_path / "away")
+    for late in (lambda: list(steps), lambda: Work(store, asked)):
+        with pytest.raises(StoreError, match=r"is gone \(unmounted\?\)"):
+            late()
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "away").rename(tmp_path / "runs")
+    list(Work(store, asked))
+    assert store.replicas().num_rows == 1
 
 
 def test_a_scratch_folder_that_cannot_be_used_is_named(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,8 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grokscale.errors import GrokscaleError
+from grokscale.errors import GrokscaleError, StoreError
 from grokscale.store import Store, StoreWarning
+from grokscale.store.files import Files
 from tests.rows import curve, grokked, replica, sweep, timing, trial
 from tests.stores import ROOT, files
 
@@ -119,6 +122,88 @@ def test_a_root_that_cannot_be_used_is_named(tmp_path: Path):
         Store("ftp://somewhere/runs")
     with pytest.raises(GrokscaleError, match="object store has no folder"):
         Store("runs", filesystem=pafs.LocalFileSystem()).folder("checkpoints")
+
+
+# ------------------------------------------------------------------------------- a root that goes away
+
+GONE = r"the store at .*runs is gone \(unmounted\?\); what was stored is safe: mount it again, then resume"
+
+
+def users(store: Store) -> list[Callable[[], object]]:
+    """What somebody may do with a store: write, ask for a folder that was there and for a new one, read, merge."""
+    return [
+        lambda: store.append("replicas", [replica("t", 9)]), lambda: store.append("timings", [timing("t", 1.0, 1.0)]),
+        lambda: store.folder("claims"), lambda: store.sweep_dir("q-1"), lambda: store.replicas(),
+        lambda: store.sweeps(), lambda: store.sql("SELECT * FROM replicas"), lambda: store.compact(),
+        lambda: store.check(repair=True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("opened", ["before it was made", "since"])
+@pytest.mark.parametrize("left", ["nothing", "an empty folder", "another store"])
+def test_a_root_that_goes_away_is_no_empty_store(store: Store, tmp_path: Path, opened: str, left: str):
+    root, away = tmp_path / "runs", tmp_path / "away"
+    Store(root).append("replicas", [replica("t", 1)])
+    if opened == "since":
+        store = Store(root)
+    assert store.folder("claims") and store.replicas().num_rows == 1
+    root.rename(away)
+    if left != "nothing":
+        root.mkdir()
+    if left == "another store":
+        Store(root).append("replicas", [replica("other", 1)])
+    before = sorted(tmp_path.rglob("*"))
+    for use in users(store):
+        with pytest.raises(StoreError, match=GONE):
+            use()
+    assert sorted(tmp_path.rglob("*")) == before
+    if left != "nothing":
+        shutil.rmtree(root)
+    away.rename(root)
+    assert store.replicas()["seed"].to_pylist() == [1]
+    assert store.append("replicas", [replica("t", 2)]) and store.replicas()["seed"].to_pylist() == [1, 2]
+
+
+def test_a_root_that_was_never_used_is_known_by_its_folder_too(store: Store, tmp_path: Path):
+    (tmp_path / "runs").mkdir()
+    opened = Store(tmp_path / "runs")
+    (tmp_path / "runs").rename(tmp_path / "away")
+    with pytest.raises(StoreError, match=GONE):
+        opened.append("replicas", [replica("t", 1)])
+    assert store.replicas().num_rows == 0 and not (tmp_path / "runs").exists()  # who has not seen it reads nothing
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(StoreError, match=GONE):
+        opened.replicas()
+
+
+def test_a_root_with_another_number_is_the_same_if_all_is_there(store: Store, tmp_path: Path):
+    """As a share is that was mounted anew."""
+    store.append("replicas", [replica("t", 1)])
+    root = tmp_path / "runs"
+    reader = Store(root)
+    assert reader.replicas().num_rows == 1
+    root.rename(tmp_path / "before")
+    shutil.copytree(tmp_path / "before", root)
+    assert reader.replicas().num_rows == 1
+    store.append("replicas", [replica("t", 2)])
+    assert Store(root).replicas()["seed"].to_pylist() == [1, 2]
+
+
+def test_a_root_that_vanishes_within_a_write_is_not_made_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store.append("replicas", [replica("t", 1)])
+    there = Files._there
+
+    def and_gone(self: Files) -> bool:
+        found = there(self)
+        shutil.rmtree(tmp_path / "runs")
+        return found
+
+    monkeypatch.setattr(Files, "_there", and_gone)
+    with pytest.raises(StoreError, match=r"cannot write to the store: .*No such file"):
+        store.append("timings", [timing("t", 1.0, 1.0)])
+    assert not (tmp_path / "runs").exists()
 
 
 # ---------------------------------------------------------------------------- reading again, elsewhere

@@ -3,6 +3,9 @@
 A part is called <unix ns>-<uuid>.parquet and never changes. Locally it is written under a temporary name in
 the same folder, synced and renamed; on an object store it is one PUT. So a reader sees a whole file or
 none, and two writers never meet. Files vanish only when the store is compacted.
+
+What is mounted may be away for a while. A local root that was there and is not, or is another folder, is an error, to
+who reads as to who writes: it must not look like an empty store, and none may be begun in its place.
 """
 
 from __future__ import annotations
@@ -66,10 +69,52 @@ class Files:
         if isinstance(self.fs, pafs.LocalFileSystem):
             self.local = Path(self._path).expanduser().resolve()
             self.root = self._path = str(self.local)
+            self._met: set[str] = set()  # folders under the root that this process found there or made
+            self._is: tuple[int, int] | None = None  # what the root is to the system
+            self._there()
 
     def full(self, path: str) -> str:
         """The path as `fs` wants it."""
         return f"{self._path}/{path}"
+
+    def made(self, folder: str) -> Path:
+        """A folder of a local store, made where it is not there yet; the root with it only before it was first seen.
+
+        Raises StoreError where the root is gone, OSError for what the system refuses.
+        """
+        assert self.local is not None
+        if not self._there():
+            self.local.mkdir(parents=True, exist_ok=True)
+            _sync(self.local.parent)
+            self._there()
+        path = self.local
+        for name in folder.split("/"):
+            path /= name
+            if not path.is_dir():
+                path.mkdir(exist_ok=True)
+                _sync(path.parent)
+        self._met.add(folder)
+        return path
+
+    def _there(self) -> bool:
+        """Whether the root of a local store is there; where it once was, StoreError if it is not.
+
+        One with another number is the same if all is in it that was: it was mounted again, or its file system gives
+        numbers anew, as FUSE does.
+        """
+        assert self.local is not None
+        gone = f"the store at {self.root} is gone (unmounted?); what was stored is safe: mount it again, then resume"
+        try:
+            found = os.stat(self.local)
+        except OSError as error:
+            if self._is is None:
+                return False
+            raise StoreError(gone) from error
+        now, met = (found.st_dev, found.st_ino), tuple(self._met)
+        if self._is not in (None, now) and not (met and all((self.local / folder).is_dir() for folder in met)):
+            raise StoreError(gone)
+        self._is = now
+        return True
 
     # ---------------------------------------------------------------------------------------- changes
 
@@ -84,7 +129,7 @@ class Files:
         """Writes a new file, whole or not at all; on the disk when this returns."""
         try:
             if self.local is not None:
-                _publish(self.local / path, data, lambda temporary, final: temporary.rename(final))
+                _publish(self._final(path), data, lambda temporary, final: temporary.rename(final))
             else:
                 with self.fs.open_output_stream(self.full(path)) as stream:
                     stream.write(data)
@@ -95,7 +140,7 @@ class Files:
         """Writes a file only if there is none of this name: of several writers exactly one gets True."""
         try:
             if self.local is not None:
-                _publish(self.local / path, data, lambda temporary, final: os.link(temporary, final))
+                _publish(self._final(path), data, lambda temporary, final: os.link(temporary, final))
                 return True
             if self._objects is None:
                 self._objects = objects.open_bucket(self.root)
@@ -117,10 +162,15 @@ class Files:
         """Gives a file another place, and its folder where there is none; a copy first on object stores."""
         try:
             if self.local is not None:
-                (self.local / to).parent.mkdir(parents=True, exist_ok=True)
+                self._final(to)
             self.fs.move(self.full(path), self.full(to))
         except OSError as error:
             raise GrokscaleError(f"{self.root}/{path}: cannot move to {to}: {error}") from error
+
+    def _final(self, path: str) -> Path:
+        """Where a file of a local store goes, its folder made."""
+        folder, _, name = path.rpartition("/")
+        return self.made(folder) / name
 
     # ---------------------------------------------------------------------------------------- reading
 
@@ -134,6 +184,9 @@ class Files:
                 infos = self.fs.get_file_info(selector)
         except OSError as error:
             raise GrokscaleError(f"{self.root}/{folder}: cannot list the store: {error}") from error
+        # After the look: what was listed before it may have been there no more.
+        if self.local is not None and self._there() and infos:
+            self._met.add(folder)
         # .<name>.tmp is an append under way, or one that was killed.
         return {
             info.base_name: (info.size or 0, info.mtime_ns or 0)
@@ -210,9 +263,6 @@ def encode(table: str, rows: pa.Table, **options: Any) -> memoryview:
 
 def _publish(final: Path, data: memoryview | bytes, place: Callable[[Path, Path], object]) -> None:
     folder = final.parent
-    if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        _sync(folder.parent)
     temporary = folder / f".{final.name}.{uuid.uuid4().hex[:8]}.tmp"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from grokscale.errors import GrokscaleError, InputError, suggest
+from grokscale.errors import GrokscaleError, InputError, StoreError, suggest
 from grokscale.store.files import Files
 from grokscale.store.generations import nothing
 from grokscale.store.reading import TRIES, Reader, Scan
@@ -70,12 +70,11 @@ class Store:
                 "run a sweep into a local folder or one that the nodes share, and copy its answers with "
                 "`grokscale store publish`"
             )
-        path = self.local.joinpath(*parts)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            return self._files.made("/".join(parts))
         except OSError as error:
-            raise GrokscaleError(f"{path}: cannot write to the store: {error.strerror}; name another place") from error
-        return path
+            path = self.local.joinpath(*parts)
+            raise StoreError(f"{path}: cannot write to the store: {error.strerror}; name another place") from error
 
     def sweep_dir(self, sweep_id: str) -> Path:
         """<root>/sweeps/<sweep_id>/: the log, the lock and the report of a sweep, created."""
