@@ -1,6 +1,6 @@
 # make demo: one question answered, from an empty machine.  make test: linters, types, the whole suite.
 # make test-faults: hosts that break, FAULTS times in all, at drawn moments of sweeps; wants root, for namespaces.
-# GROKSCALE_FAULTS_GO_ON=1 goes on with a campaign that was cut short.
+# GROKSCALE_FAULTS_GO_ON=1 goes on with a campaign that was cut short, GROKSCALE_FAULTS_KINDS="A;B" deals only these.
 # make bench: speed, side by side with the ordinary way; wants an idle machine.
 # make bench-store: a store of 10^6 replicas and 10^8 points, and MLflow beside it; two GB of disk, an idle machine.
 # make bench-gpu: the rows and the tests that want a GPU; says so and ends with 2 where there is none.

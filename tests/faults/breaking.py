@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 PATIENCE_S = 300.0  # only a failure takes as long
-CUT_S, STOPPED_S, AWAY_S = 30.0, 20.0, 60.0  # how long a partition, a stopped process, a server that is away last
+CUT_S, STOPPED_S, AWAY_S = 30.0, 20.0, 60.0  # how long a partition, a stopped process or store, a lost server last
 DISK = "32m"  # of the store, where it is to be filled
 
 
@@ -43,12 +43,20 @@ def until(ready: Callable[[], object], what: str, seconds: float = PATIENCE_S) -
 
 
 class Disk:
-    """A small file system in memory, which can be filled."""
+    """A small file system in memory, which can be filled, and be away.
+
+    folder: where it is mounted, in a mount whose changes hosts in namespaces of their own see too.
+    """
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="gs-disk-", dir="/tmp"))
-        words = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(self.folder)]
-        subprocess.run(words, check=True, capture_output=True)
+        self._place = Path(tempfile.mkdtemp(prefix="gs-disk-", dir="/tmp"))
+        self._kept, self.folder = self._place / "kept", self._place / "store"
+        self._mount("--bind", str(self._place), str(self._place))
+        self._mount("--make-shared", str(self._place))
+        self._kept.mkdir()
+        self.folder.mkdir()
+        self._mount("-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(self._kept))
+        self._mount("--bind", str(self._kept), str(self.folder))
 
     @contextlib.contextmanager
     def full(self) -> Iterator[None]:
@@ -68,15 +76,28 @@ class Disk:
             ballast.unlink(missing_ok=True)
             (self.folder / "probe").unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """It is not mounted: an empty folder is in its place. What is open stays open."""
+        subprocess.run(["umount", "-l", str(self.folder)], check=True, capture_output=True)
+        try:
+            yield
+        finally:
+            self._mount("--bind", str(self._kept), str(self.folder))
+
     def clear(self) -> None:
         """Remove what lies on it."""
         for path in self.folder.iterdir():
             shutil.rmtree(path)
 
     def close(self) -> None:
-        subprocess.run(["umount", "-l", str(self.folder)], check=False, capture_output=True)
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
+        for path in (self.folder, self._kept, self._place):
+            subprocess.run(["umount", "-l", str(path)], check=False, capture_output=True)
+        shutil.rmtree(self._place, ignore_errors=True)
+
+    @staticmethod
+    def _mount(*words: str) -> None:
+        subprocess.run(["mount", *words], check=True, capture_output=True)
 
 
 class Server:
@@ -275,6 +296,17 @@ def fill_disk(site: Site) -> bool:
     return True
 
 
+def unmount_store(site: Site) -> bool:
+    """The store is unmounted under all that use it, and mounted again 20 s later."""
+    assert site.disk is not None
+    if not site.driver:
+        return False
+    with site.disk.away():
+        assert not any(site.disk.folder.iterdir())
+        time.sleep(STOPPED_S)
+    return True
+
+
 def race_submits(site: Site) -> bool:
     """The driver is killed, and once that is known two submit the sweep again at the same moment."""
     if not kill_driver(site):
@@ -313,7 +345,7 @@ KILLS: dict[str, Fault] = {
 OTHERS: dict[str, Fault] = {
     "partition of 30 s between head and worker": cut_network, "worker SIGSTOP 20 s": stop_worker,
     "driver SIGSTOP 20 s": stop_driver, "raylet SIGSTOP 20 s": stop_raylet, "MLflow down for 60 s": mlflow_away,
-    "disk full in the store": fill_disk, "driver SIGKILL, then two submits race": race_submits,
-    "another sweep in the same store": sweep_beside,
+    "disk full in the store": fill_disk, "store unmounted for 20 s": unmount_store,
+    "driver SIGKILL, then two submits race": race_submits, "another sweep in the same store": sweep_beside,
 }  # fmt: skip
 FAULTS = KILLS | OTHERS

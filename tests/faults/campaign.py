@@ -27,10 +27,10 @@ TRIED = 3  # faults whose moment has come that are tried, until one finds what i
 LAST = 12  # replicas of a sweep, before whose storing every fault has come: those of the confirmation end at once
 # Of every hundred faults in the full form. Others than kills last a minute each.
 SHARES = {
-    "worker SIGKILL": 36, "driver SIGKILL": 20, "node killed, a new one joins": 8, "head killed and restarted": 3,
+    "worker SIGKILL": 33, "driver SIGKILL": 20, "node killed, a new one joins": 8, "head killed and restarted": 3,
     "partition of 30 s between head and worker": 5, "worker SIGSTOP 20 s": 5, "driver SIGSTOP 20 s": 4,
     "raylet SIGSTOP 20 s": 3, "MLflow down for 60 s": 2, "disk full in the store": 4,
-    "driver SIGKILL, then two submits race": 6, "another sweep in the same store": 4,
+    "store unmounted for 20 s": 3, "driver SIGKILL, then two submits race": 6, "another sweep in the same store": 4,
 }  # fmt: skip
 # These last so long that a sweep goes far meanwhile: the last of its faults. What finds no chance is not counted.
 LONG = {name for name in SHARES if any(word in name for word in ("20 s", "30 s", "60 s", "head killed"))}
@@ -61,6 +61,7 @@ class Round:
     """A sweep, or two in one store, and its faults.
 
     submits: by hand, the first included.  lost, doubled: replicas.  wrong: what else is not as it should be.
+    undisturbed: seconds of the same sweep alone, on the same day; 0 where nobody wrote them down.
     """
 
     moments: list[Moment] = field(default_factory=list)
@@ -69,20 +70,25 @@ class Round:
     doubled: int = 0
     wrong: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    undisturbed: float = 0.0
 
     @property
     def survived(self) -> bool:
         return not (self.lost or self.doubled or self.wrong)
 
 
-def dealt(count: int, each: int, replicas: int, rng: np.random.Generator) -> Iterator[list[Planned]]:
+def dealt(
+    count: int, each: int, replicas: int, rng: np.random.Generator, kinds: Sequence[str] = ()
+) -> Iterator[list[Planned]]:
     """So many faults in all, `each` for a sweep of so many replicas, at drawn moments.
 
     The first are one of every kind, so that a campaign that is cut short has tried them all; then as SHARES has them.
+    kinds: only these, all as often.
     """
+    assert SHARES.keys() >= set(kinds), f"{kinds}: allowed: {list(SHARES)}"
     order: list[str] = []
     while len(order) < count:
-        hand = [name for name, share in SHARES.items() for _ in range(share if order else 1)]
+        hand = list(kinds) or [name for name, share in SHARES.items() for _ in range(share if order else 1)]
         order += [hand[i] for i in rng.permutation(len(hand))]
     for first in range(0, count, each):
         names = sorted(order[first : min(first + each, count)], key=LONG.__contains__)

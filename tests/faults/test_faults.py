@@ -29,6 +29,7 @@ COUNT = int(os.environ.get("GROKSCALE_FAULTS", "0"))  # of the full form; 0 is t
 EACH = 16  # faults in one sweep
 TRIES = 3  # sweeps of the short form, until every fault has found what it breaks
 GO_ON = bool(os.environ.get("GROKSCALE_FAULTS_GO_ON"))  # with the campaign that was cut short
+KINDS = [kind for kind in os.environ.get("GROKSCALE_FAULTS_KINDS", "").split(";") if kind]  # only these, if any
 LONGER: dict[str, Any] = {"search": {"trials": 20, "seeds": 2, "parallel": 4}, "confirm": {"seeds": 4}}
 
 
@@ -94,7 +95,8 @@ def test_many_sweeps_through_many_faults(place: Place, tmp_path: Path) -> None:
     server = None
     try:
         before = len(rounds)
-        plans = campaign.dealt(10 * COUNT, EACH, alone.replicas().num_rows, np.random.default_rng(7 + before))
+        rng = np.random.default_rng(7 + before)
+        plans = campaign.dealt(10 * COUNT, EACH, alone.replicas().num_rows, rng, KINDS)
         for number, planned in enumerate(plans):
             if sum(moment.hit for round_ in rounds for moment in round_.moments) >= COUNT:
                 break
@@ -107,6 +109,7 @@ def test_many_sweeps_through_many_faults(place: Place, tmp_path: Path) -> None:
             site = Site(place.hosts, place.client, asked, store, place.disk, server, other)
             try:
                 round_ = campaign.until_done(site, planned)
+                round_.undisturbed = seconds
             except AssertionError:
                 place.hosts.keep_logs(tmp_path / "ray")
                 raise
