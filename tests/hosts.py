@@ -1,7 +1,8 @@
 """Real Ray nodes for tests, with ports, a token and a temporary folder of their own; each can be killed alone.
 
 A node's processes carry a mark in their environment, and only what carries it is ever sent a signal. With network
-namespaces (root) every node is a host with an address of its own; without, there is one node on loopback.
+namespaces (root) every node is a host with a network of its own; without, they share one, each at an address of its
+own on loopback.
 """
 
 from __future__ import annotations
@@ -179,10 +180,10 @@ class RayHosts:
                 "--head", f"--port={self.gcs}", f"--dashboard-host={self._host(1)}",
                 f"--dashboard-port={self.dashboard}", "--include-dashboard=true",
             ]  # fmt: skip
-            if self.network is None:
-                words += [f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
         else:
             words = [f"--address={self._host(1)}:{self.gcs}"]
+        if self.network is None:
+            words += [f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
         (self.folder / f"r{n}").mkdir(exist_ok=True)
         words += [f"--temp-dir={self.folder / f'r{n}'}"]
         self.nodes.add(n)
@@ -246,7 +247,7 @@ class RayHosts:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _host(self, n: int) -> str:
-        return self.network.address(n) if self.network else "127.0.0.1"
+        return self.network.address(n) if self.network else f"127.0.0.{n}"
 
 
 @contextlib.contextmanager
