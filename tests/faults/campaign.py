@@ -61,7 +61,7 @@ class Round:
     """A sweep, or two in one store, and its faults.
 
     submits: by hand, the first included.  lost, doubled: replicas.  wrong: what else is not as it should be.
-    undisturbed: seconds of the same sweep alone, on the same day; 0 where nobody wrote them down.
+    seconds: from the first submit to the answer.  undisturbed: those of a sweep alone, on the same day.
     """
 
     moments: list[Moment] = field(default_factory=list)
@@ -75,6 +75,16 @@ class Round:
     @property
     def survived(self) -> bool:
         return not (self.lost or self.doubled or self.wrong)
+
+    @property
+    def came(self) -> list[Moment]:
+        """The faults that found what they break."""
+        return [moment for moment in self.moments if moment.hit]
+
+    @property
+    def extra(self) -> float:
+        """Seconds that each of its faults added, were they all alike: what one of them cost alone nobody can tell."""
+        return (self.seconds - self.undisturbed) / max(1, len(self.came))
 
 
 def dealt(
@@ -188,21 +198,21 @@ def kept() -> list[Round]:
     return [Round(**{**line, "moments": [Moment(**moment) for moment in line["moments"]]}) for line in lines]
 
 
-def table(rounds: Sequence[Round], undisturbed_s: float) -> str:
+def table(rounds: Sequence[Round]) -> str:
     """The faults as RESULTS.md shows them. What was lost counts for every fault of its sweep."""
     rows = []
-    every = [(round_, moment) for round_ in rounds for moment in round_.moments if moment.hit]
+    every = [(round_, moment) for round_ in rounds for moment in round_.came]
     for name in [*FAULTS, ""]:
         mine = [(round_, moment) for round_, moment in every if name in ("", moment.fault)]
         if not mine:
             continue
-        seconds = sorted(moment.seconds for _, moment in mine if moment.seconds is not None)
-        again = f"{seconds[len(seconds) // 2]:.0f}" if seconds else "-"
+        again = [moment.seconds for _, moment in mine if moment.seconds is not None]
         mid = {id(round_): round_ for round_, _ in mine}.values()
         rows.append(f"| {name or '**all**'} | {len(mine)} | {sum(r.survived for r, _ in mine)} "
-                    f"| {sum(r.lost for r in mid)} | {sum(r.doubled for r in mid)} | {again} |")
+                    f"| {sum(r.lost for r in mid)} | {sum(r.doubled for r in mid)} "
+                    f"| {_median([r.extra for r in mid])} | {_median(again)} |")  # fmt: skip
     missed = sum(not moment.hit for round_ in rounds for moment in round_.moments)
-    extra = sorted((r.seconds - undisturbed_s) / max(1, len(r.moments)) for r in rounds)
+    alone = [round_.undisturbed for round_ in rounds]
     return "\n".join([
         "# Faults that sweeps went through", "",
         f"`make test-faults` on {date.today()}, {platform.system()} {platform.release()}, {os.cpu_count()} cores: Ray",
@@ -211,11 +221,18 @@ def table(rounds: Sequence[Round], undisturbed_s: float) -> str:
         "sweep of the fault ended with the replicas and trials of an undisturbed one (outcome and all steps, by key),",
         "nothing lost, nothing trained twice to its end, no trial or MLflow run left open, no process, zombie,",
         "checkpoint or claim left over. What was lost in a sweep counts for every kind of fault that it went through.",
-        "", "| fault | moments tried | survived | replicas lost | replicas doubled | seconds to the next replica |",
-        "|---|---|---|---|---|---|", *rows, "",
-        f"Seconds: median, on a machine that other work kept busy. The undisturbed sweep took {undisturbed_s:.0f} s; a",
-        f"fault added {extra[len(extra) // 2]:.0f} s (median over sweeps). {missed} faults found nothing to break in",
-        "time and are not counted.", "",
-        *(f"- NOT SURVIVED: {', '.join(m.fault for m in r.moments if m.hit)}: lost {r.lost}, doubled {r.doubled}, "
-          f"{r.wrong}" for r in rounds if not r.survived), "", REMARKS.read_text() if REMARKS.exists() else "",
+        "",
+        "| fault | moments tried | survived | replicas lost | replicas doubled | extra time | next replica |",
+        "|---|---|---|---|---|---|---|", *rows, "",
+        "Times in seconds, on a machine that other work kept busy. Extra time: of a sweep, its time less that of an",
+        f"undisturbed one ({min(alone):.0f} to {max(alone):.0f} s), over its faults, as if all took as long; a",
+        "kind's is the median over the sweeps that had one, so kinds that came in the same sweeps differ little. Next",
+        f"replica: to when it was stored, median over the faults. {missed} faults found nothing to break in time",
+        "and are not counted.", "",
+        *(f"- NOT SURVIVED: {', '.join(m.fault for m in r.came)}: lost {r.lost}, doubled {r.doubled}, {r.wrong}"
+          for r in rounds if not r.survived), "", REMARKS.read_text() if REMARKS.exists() else "",
     ]).rstrip() + "\n"  # fmt: skip
+
+
+def _median(seconds: Sequence[float]) -> str:
+    return f"{np.median(seconds):.0f}" if seconds else "-"
