@@ -374,10 +374,13 @@ class _Sweep:
         return None
 
 
-def _asked(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a sweep's row asks for, without where and with what it is run."""
+def _asked(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a sweep's row asks for, without where and with what it is run; None where it is beyond reading."""
     means = ("store", "tracking", "limits", "resources", "cluster")
-    return {key: value for key, value in json.loads(row["experiment_json"]).items() if key not in means}
+    try:
+        return {key: value for key, value in answers.asked_for(row).items() if key not in means}
+    except GrokscaleError:
+        return None
 
 
 def _comparison(row: dict[str, Any]) -> tuple[Any, ...]:

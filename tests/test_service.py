@@ -274,6 +274,20 @@ def test_what_a_sweep_asked_for_may_be_beyond_reading(tmp_path: Path, kept: str)
         service.again(store, "broken-00000001", registry.load)
 
 
+@pytest.mark.parametrize("kept", ["{", "[]"])
+def test_the_same_file_again_mends_what_a_sweep_asked_for(tmp_path: Path, kept: str) -> None:
+    from grokscale.sweep import introduce
+
+    one, store = resolved(), Store(tmp_path)
+    introduce(one, store)
+    (row,) = store.rows("sweeps")
+    store.append("sweeps", [{**{k: v for k, v in row.items() if k != "at"}, "experiment_json": kept}])
+    assert store.rows("sweeps")[0]["experiment_json"] == kept
+    introduce(one, store)
+    assert store.rows("sweeps")[0]["experiment_json"] == row["experiment_json"]
+    assert service.again(store, one.sweep_id, registry.load).sweep_id == one.sweep_id
+
+
 def test_a_longer_sweep_is_not_done_before_it_ran(tmp_path: Path) -> None:
     from grokscale.control import has_ended, mark_ended
 

@@ -12,7 +12,7 @@ tuning     flags of a search, S against the tuning budget, one-knob slices
 from grokscale.answers.compare import compare, compute, speedups, switched
 from grokscale.answers.curves import compute_endpoints, endpoints
 from grokscale.answers.papers import verdicts
-from grokscale.answers.sides import seeds_of
+from grokscale.answers.sides import asked_for, seeds_of
 from grokscale.answers.summary import arms
 from grokscale.answers.tasks import Across, across
 from grokscale.answers.tuning import budget, flags, importances, slices
@@ -21,6 +21,7 @@ __all__ = [
     "Across",
     "across",
     "arms",
+    "asked_for",
     "budget",
     "compare",
     "compute",

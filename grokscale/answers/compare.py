@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from grokscale import stats
-from grokscale.answers.sides import Row, Side, newest_plan, paired, pairs_of, side, sweep_row
+from grokscale.answers.sides import Row, Side, asked_for, newest_plan, paired, pairs_of, side, sweep_row
 from grokscale.errors import GrokscaleError
 from grokscale.store import Store
 from grokscale.store.schemas import to_table
@@ -50,7 +50,7 @@ def compute(store: Store, sweep_id: str, *, baseline: str | None = None) -> list
     if plan is None:
         return []
     sweep = sweep_row(store, sweep_id)
-    experiment: dict[str, Any] = json.loads(sweep["experiment_json"])
+    experiment = asked_for(sweep)
     winners: dict[str, Any] = json.loads(plan["winners_json"])
     against = baseline or sweep["baseline"]
     sides = {arm: side(store, sweep_id, arm, plan) for arm in dict.fromkeys([against, *winners])}

@@ -10,7 +10,7 @@ import numpy as np
 
 from grokscale import stats
 from grokscale.answers.compare import seeded
-from grokscale.answers.sides import Row, Side, newest_plan, paired, pairs_of, side, sweep_row
+from grokscale.answers.sides import Row, Side, asked_for, newest_plan, paired, pairs_of, side, sweep_row
 from grokscale.errors import GrokscaleError
 from grokscale.stats import endpoints as ends
 from grokscale.store import Store
@@ -30,7 +30,7 @@ def endpoints(store: Store, sweep: str | None = None) -> list[dict[str, Any]]:
     sweep_id = store.find_sweep(sweep)
     plan = newest_plan(store, sweep_id)
     kept = [] if plan is None else store.rows("endpoints", sweep_id=sweep_id, block=plan["block"])
-    asked = [table["name"] for table in json.loads(sweep_row(store, sweep_id)["experiment_json"]).get("endpoint", [])]
+    asked = [table["name"] for table in asked_for(sweep_row(store, sweep_id)).get("endpoint", [])]
     if asked and {row["endpoint"] for row in kept} >= set(asked):
         order = list(json.loads(plan["winners_json"])) if plan else []
         return _corrected(sorted((row for row in kept if row["endpoint"] in asked), key=lambda row: (
@@ -65,7 +65,7 @@ def compute_endpoints(store: Store, sweep: str | None = None) -> list[dict[str, 
     """
     sweep_id = store.find_sweep(sweep)
     head, plan = sweep_row(store, sweep_id), newest_plan(store, sweep_id)
-    experiment: dict[str, Any] = json.loads(head["experiment_json"])
+    experiment = asked_for(head)
     if plan is None or not experiment.get("endpoint"):
         return []
     from grokscale.spec.claims import Endpoint  # pydantic is only loaded where there is something to check

@@ -12,7 +12,7 @@ import numpy as np
 from grokscale import stats
 from grokscale.answers.compare import clock_of, clocks_of, times
 from grokscale.answers.curves import endpoints
-from grokscale.answers.sides import Row, newest_plan, paired, side, sweep_row
+from grokscale.answers.sides import Row, asked_for, newest_plan, paired, side, sweep_row
 from grokscale.errors import GrokscaleError
 from grokscale.stats import endpoints as ends
 from grokscale.stats import published
@@ -40,7 +40,7 @@ def verdicts(
     """
     sweep_id = store.find_sweep(sweep)
     head, plan = sweep_row(store, sweep_id), newest_plan(store, sweep_id)
-    asked = json.loads(head["experiment_json"]).get("paper", []) if papers is None else papers
+    asked = asked_for(head).get("paper", []) if papers is None else papers
     if not asked:
         return []
     from grokscale.spec.claims import Paper  # pydantic is only loaded where there is something to check

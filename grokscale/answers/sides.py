@@ -33,6 +33,17 @@ class Side:
     rows: Sequence[Row]
 
 
+def asked_for(head: Row) -> dict[str, Any]:
+    """The tables of a sweep's experiment.  head: its row of `sweeps`.  Raises GrokscaleError where they are broken."""
+    problem = "not a JSON object"
+    try:
+        if isinstance(tables := json.loads(head["experiment_json"]), dict):
+            return tables
+    except ValueError as error:
+        problem = str(error)
+    raise GrokscaleError(f"what sweep {head['sweep_id']} asked for cannot be read ({problem}); sweep its file anew")
+
+
 def side(store: Store, sweep_id: str, arm: str, plan: Row) -> Side:
     """The arm's replica of every seed of the plan, each watched for as long as tau.
 

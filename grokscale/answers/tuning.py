@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grokscale import stats
-from grokscale.answers.sides import Row, sweep_row
+from grokscale.answers.sides import Row, asked_for, sweep_row
 from grokscale.store import Store
 
 EDGE = 0.05  # a best knob within this share of its range of an end may want a wider range
@@ -127,7 +127,7 @@ def ranges(head: Row, arm: str) -> dict[str, Any]:
     """
     if head["spaces_json"] is not None:
         return json.loads(head["spaces_json"]).get(arm, {})
-    shared = json.loads(head["experiment_json"]).get("space", {})
+    shared = asked_for(head).get("space", {})
     known = {knob: table for knob, table in shared.items() if table.get("low") is not None}
     return {knob: ["float", table["low"], table["high"], bool(table.get("log"))] for knob, table in known.items()}
 

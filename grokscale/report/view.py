@@ -135,7 +135,7 @@ def collect(store: Store, sweep: str | None = None) -> SweepView:
         shares.setdefault(row["arm"], {})[row["knob"]] = row["share"]
     view = SweepView(
         sweep_id, head["name"], head["question"], head["baseline"], head["horizon"],
-        json.loads(head["experiment_json"]), plan, (), [r for r in known if r["baseline"] == head["baseline"]], trials,
+        answers.asked_for(head), plan, (), [r for r in known if r["baseline"] == head["baseline"]], trials,
         [r for r in known if r["baseline"] != head["baseline"]], answers.flags(store, sweep_id),
         answers.budget(store, sweep_id), shares, asked.endpoints(store, sweep_id), answers.verdicts(store, sweep_id),
     )  # fmt: skip
