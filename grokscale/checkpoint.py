@@ -90,7 +90,9 @@ class Checkpoint:
             return None, 0.0
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        """Where that cannot be, `tidy` does it one day."""
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
 
 
 class _Summed:
@@ -154,7 +156,7 @@ class Claim:
             log.debug("%s: %s", self.path, error)
             file.close()
             return True
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
                 self._file = file
                 return True
@@ -170,11 +172,13 @@ class Claim:
         """Say that this process is at work."""
         if self._file is not None and (now := time.monotonic()) - self._told >= ALIVE_S:
             self._told = now
-            os.utime(self._file.fileno())
+            with contextlib.suppress(OSError):
+                os.utime(self._file.fileno())
 
     def release(self) -> None:
         if self._file is not None:
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the store is gone or full: what keeps the pack from going on says so
+                self.path.unlink(missing_ok=True)
             self._file.close()
             self._file = None
 

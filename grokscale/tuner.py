@@ -153,7 +153,9 @@ class _Searcher(Inert, Searcher):
         out = self.out.pop(trial_id)
         own = isinstance(error, RayTaskError)
         if isinstance(error, RayTaskError) and isinstance(error.cause, StoreError):
-            self.problem = StoreError(f"{error.cause}; what is stored is safe: make room, then resume")
+            told = str(error.cause)
+            mend = "" if "then resume" in told else "; what is stored is safe: make room, then resume"
+            self.problem = StoreError(told + mend)
             return
         if isinstance(error, RayTaskError) and isinstance(error.cause, TrialStopped):
             self.returned.append((out.key, error.cause))

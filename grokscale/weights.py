@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from grokscale import registry
-from grokscale.errors import GrokscaleError
+from grokscale.errors import GrokscaleError, StoreError
 from grokscale.spec import TrialSpec
 from grokscale.store import Store
 from grokscale.store.kept import WEIGHTS
@@ -70,8 +71,11 @@ def write_weights(store: Store, spec: TrialSpec, kept: Kept) -> Path:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where the disk is full
+        raise StoreError(f"{path}: cannot write to the store: {getattr(error, 'strerror', None) or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
 
 

@@ -22,12 +22,13 @@ from ray import tune
 from grokscale import data, registry, stats
 from grokscale.checkpoint import Checkpoint, Claim
 from grokscale.control import NOW
-from grokscale.errors import GrokscaleError, TrialStopped
+from grokscale.errors import GrokscaleError, StoreError, TrialStopped
 from grokscale.outcomes import Again, again, answers
 from grokscale.packing import fitting, share_of
 from grokscale.parts import timing_row, write_part
 from grokscale.spec import Resolved, TrialSpec, parse, seed_for
 from grokscale.store import Store
+from grokscale.store.files import GONE
 from grokscale.train import Evaluation, lanes_for, packs, sharded, train
 from grokscale.weights import write_weights
 
@@ -243,6 +244,9 @@ class SweepTrainable(tune.Trainable):
             if 0 < (share := float(self.config.get("gpus", 0))) < 1:  # the others on this GPU count on theirs
                 torch.cuda.set_per_process_memory_fraction(share)
             data.use(self.config["data"])  # where the driver found it: the environment need not be this process's
+            stops = Path(self.config.get("stops", os.devnull))
+            if not stops.parent.is_dir():  # the driver made it: whoever has not seen the store must not begin another
+                raise StoreError(GONE.format(self.config["root"]))
             if self._store is None or self._store.root != self.config["root"]:
                 self._store = Store(self.config["root"])
             self._work = Work(self._store, self.config)

@@ -251,6 +251,20 @@ def test_a_note_stops_a_trial_at_once_or_with_its_state_saved(tmp_path: Path) ->
         forget_stops(folder)
 
 
+def test_a_worker_that_begins_while_the_store_is_away_begins_no_other(tmp_path: Path) -> None:
+    from grokscale.control import notes_in
+    from grokscale.worker import SweepTrainable
+    from tests.test_worker import job
+
+    one = resolved()
+    (tmp_path / "mount").mkdir()
+    asked = {**job(one, [1, 2], 100), "root": str(tmp_path / "mount"), "threads": 1, "data": str(tmp_path),
+             "stops": str(notes_in(tmp_path / "mount/sweeps" / one.sweep_id))}  # fmt: skip
+    with pytest.raises(StoreError, match="mount it again, then resume"):
+        SweepTrainable(asked).step()
+    assert not list((tmp_path / "mount").iterdir())
+
+
 def test_resume_adds_trials_and_refuses_another_sweep(whole: tuple[Path, str], undisturbed: tuple[Any, Any]) -> None:
     folder, store, sweep_id = whole[0], Store(whole[0] / "runs"), resolved().sweep_id
     for change in ("space.lr.high=0.7", "horizon=900", "task.k=3"):

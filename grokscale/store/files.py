@@ -31,6 +31,7 @@ from grokscale.store.schemas import SCHEMA_VERSION, SCHEMAS, conform
 
 PART = re.compile(r"(\d{19,20})-[0-9a-f]{32}\.parquet")
 _READERS = 8
+GONE = "the store at {} is gone (unmounted?); what was stored is safe: mount it again, then resume"
 _LARGE = 500  # rows; below, compression saves nothing and makes reading three times as slow
 Stat = tuple[int, int]  # size, mtime in ns
 
@@ -103,16 +104,15 @@ class Files:
         numbers anew, as FUSE does.
         """
         assert self.local is not None
-        gone = f"the store at {self.root} is gone (unmounted?); what was stored is safe: mount it again, then resume"
         try:
             found = os.stat(self.local)
         except OSError as error:
             if self._is is None:
                 return False
-            raise StoreError(gone) from error
+            raise StoreError(GONE.format(self.root)) from error
         now, met = (found.st_dev, found.st_ino), tuple(self._met)
         if self._is not in (None, now) and not (met and all((self.local / folder).is_dir() for folder in met)):
-            raise StoreError(gone)
+            raise StoreError(GONE.format(self.root))
         self._is = now
         return True
 
