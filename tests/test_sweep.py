@@ -385,7 +385,8 @@ def test_a_sweep_goes_on_without_a_trial_that_is_stopped_and_tries_it_again(
     assert rest == {one: row for one, row in undisturbed.trials.items() if one != key}
     assert store.table("speedups").num_rows and trained_twice(store) == []
     assert not run_sweep(asked, store, tracking="none").failures
-    assert (trials_of(store, result.sweep_id), replicas_of(store)) == (undisturbed.trials, undisturbed.replicas)
+    assert trials_of(store, result.sweep_id) == undisturbed.trials
+    assert replicas_of(store) == undisturbed.replicas
 
 
 def test_a_plugin_method_that_uses_every_extra_runs_a_whole_sweep(ray_here: None, tmp_path: Path) -> None:
