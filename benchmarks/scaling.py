@@ -147,7 +147,7 @@ def mirroring(sizes: Sequence[int] = SIZES) -> list[Row]:
     with tempfile.TemporaryDirectory() as root:
         store = Store(root)
         introduce(one, store)
-        uri = track.default_uri(store)
+        uri = track.database_uri(store)
         assert uri is not None
         seen = track.Seen()
 

@@ -42,6 +42,16 @@ def holds_password(place: str) -> bool:
     return masked(place) != place
 
 
+def refuse_password(name: str, place: str) -> None:
+    """Raise InputError where an address holds a password, without repeating it. name: of the option or variable."""
+    if holds_password(place):
+        raise InputError(
+            f"{name}: holds a password, which lists of processes, logs and jobs would show; leave it out and set what "
+            "the other side reads from the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, RAY_AUTH_TOKEN_PATH"
+        )
+
+
 def masked(text: str) -> str:
     """The text without the passwords of addresses in it, to be shown."""
     return re.sub(r"(://[^/?#:]*):[^/?#]*@", r"\1:...@", text)

@@ -64,19 +64,21 @@ def run_sweep(
 ) -> SweepResult:
     """Run a sweep, or what is left of it, and store the answer.
 
-    tracking: MLflow's URI; None is the experiment's, or a database beside the store; "none" is no MLflow.
+    tracking: MLflow's URI; None is the experiment's, else what MLFLOW_TRACKING_URI names, else a database beside the
+    store; "none" is no MLflow.
     on_progress: called in this thread, at most twice a second and at every change of phase.
 
     Raises SweepInterrupted after Ctrl-C, SIGTERM or at one of [limits]; GrokscaleError where another driver runs
     the same sweep, or its baseline has no trial that works.  A second Ctrl-C ends the process at once.
     """
+    asked = tracking or resolved.experiment.tracking
+    uri = None if asked == "none" else asked or default_uri(store)
     folder = store.sweep_dir(resolved.sweep_id)
     hours = resolved.experiment.limits.hours
-    uri = tracking or resolved.experiment.tracking or default_uri(store)
     stopping = Stop(hours, notes_in(folder))
     with locked(folder / "lock", resolved.sweep_id), logged(folder / "log.txt"), stopping as stop:
         forget_stops(folder)
-        sweep = _Sweep(resolved, store, stop, on_progress or (lambda progress: None), None if uri == "none" else uri)
+        sweep = _Sweep(resolved, store, stop, on_progress or (lambda progress: None), uri)
         status = "FAILED"
         try:
             result = sweep.run()

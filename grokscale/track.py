@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grokscale import report, runs
-from grokscale.errors import GrokscaleError
+from grokscale.errors import GrokscaleError, refuse_password
 from grokscale.report import origins
 from grokscale.spec import canonical_json
 from grokscale.store import Store
@@ -43,6 +43,7 @@ SETTINGS = {  # read when MLflow is imported
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
+VARIABLE = "MLFLOW_TRACKING_URI"  # MLflow's own
 CURVES = ("train_acc", "val_acc", "test_acc")
 BATCH = 1000  # metrics in one call, MLflow's limit
 NOTE = 2000  # characters of an error
@@ -56,20 +57,35 @@ class TrackingError(GrokscaleError):
     """MLflow did not do what was asked; the store is complete without it."""
 
 
-def default_uri(store: Store) -> str | None:
+def variable_uri() -> str | None:
+    """What MLFLOW_TRACKING_URI names; InputError where that holds a password."""
+    uri = os.environ.get(VARIABLE) or None
+    if uri is not None:
+        refuse_password(VARIABLE, uri)
+    return uri
+
+
+def database_uri(store: Store) -> str | None:
     """A database beside the store; None for a store on an object store, which cannot hold one."""
     return None if store.local is None else f"sqlite:///{store.local / 'mlflow.db'}"
 
 
+def default_uri(store: Store) -> str | None:
+    """Where a sweep is tracked whose experiment does not say: as MLFLOW_TRACKING_URI says, else beside the store."""
+    return variable_uri() or database_uri(store)
+
+
 def uri_of(store: Store, sweep_id: str) -> str:
-    """Where a sweep is tracked: as its experiment says, else in the database beside the store.
+    """Where a sweep is tracked: as its experiment says, else by default.
 
     Raises TrackingError where it is tracked nowhere.
     """
     asked = json.loads(_head(store, sweep_id)["experiment_json"]).get("tracking")
     uri = default_uri(store) if asked in (None, "none") else asked
     if uri is None:
-        raise TrackingError(f"{store.root}: no place for MLflow's database; give --uri http://... or sqlite:///...")
+        raise TrackingError(
+            f"{store.root}: no place for MLflow's database; give --uri http://... or sqlite:///..., or set {VARIABLE}"
+        )
     return uri
 
 
@@ -164,7 +180,7 @@ class _Sync:
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
-        beside = self.store.local is not None and self.uri == default_uri(self.store)
+        beside = self.store.local is not None and self.uri == database_uri(self.store)
         place = (Path(self.store.root) / "mlartifacts").as_uri() if beside else None
         try:
             return self.client.create_experiment(name, artifact_location=place)

@@ -19,6 +19,9 @@ if PLUGINS not in sys.path:
 # Subprocesses (a sweep that is killed, Ray's workers) have to find the plugin too.
 os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (PLUGINS, os.environ.get("PYTHONPATH", "")) if p)
 
+# Whoever runs the tests may have an MLflow of their own; it is not for these sweeps.
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
 # Threads that fight over cores cost far more than they bring at these sizes; set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -127,6 +127,7 @@ class RayHosts:
 
     def __init__(self, network: Network | None = None, cpus: int = 2) -> None:
         self.network, self.cpus = network, cpus
+        self.own: dict[str, str] = {}  # variables that only the nodes have
         self.folder = Path(tempfile.mkdtemp(prefix="gh-", dir="/tmp"))  # short: sockets' paths have a limit
         self.id = secrets.token_hex(4)
         token = self.folder / "token"
@@ -163,8 +164,8 @@ class RayHosts:
         bare = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHONPATH", "PYTHONWARNINGS"))}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         return {
-            **bare, **self.token, **HEALTH, MARK: self.mark(n), "PATH": path, "RAY_USAGE_STATS_ENABLED": "0",
-            "OMP_NUM_THREADS": "1",
+            **bare, **self.own, **self.token, **HEALTH, MARK: self.mark(n), "PATH": path,
+            "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
 
     def start(self, n: int) -> None:

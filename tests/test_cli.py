@@ -436,6 +436,11 @@ def test_doctor_says_where_settings_come_from(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(doctor, "examine", lambda: iter(()))
     monkeypatch.delenv("GROKSCALE_ADDRESS", raising=False)
     said = call("doctor").stdout
+    assert "a database beside the store (default)" in said
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert "http://mlflow:5000 (MLFLOW_TRACKING_URI)" in call("doctor", "tiny.toml").stdout
+    Path("tracked.toml").write_text('tracking = "none"\n' + Path("tiny.toml").read_text())
+    assert "none (tracking in tracked.toml)" in call("doctor", "tracked.toml").stdout
     assert "runs (default)" in said and "none: submit runs sweeps here, detached (default)" in said
     text = 'store = "kept"\n' + Path("tiny.toml").read_text() + '\n[cluster]\naddress = "http://127.0.0.1:1"\n'
     Path("placed.toml").write_text(text)
@@ -492,8 +497,9 @@ def test_a_password_in_an_option_is_refused_and_not_repeated(
     assert "holds a password" in said and "planted" not in said
 
 
-@pytest.mark.parametrize("name", ["GROKSCALE_STORE", "GROKSCALE_ADDRESS", "GROKSCALE_DATA_URL"])
+@pytest.mark.parametrize("name", ["GROKSCALE_STORE", "GROKSCALE_ADDRESS", "GROKSCALE_DATA_URL", "MLFLOW_TRACKING_URI"])
 def test_a_password_in_a_variable_is_refused_and_not_repeated(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "http://me:planted@there:1")
-    said = call(*{"GROKSCALE_DATA_URL": ["data", "fetch", "mnist"]}.get(name, ["list"]), code=2).output
+    verbs = {"GROKSCALE_DATA_URL": ["data", "fetch", "mnist"], "MLFLOW_TRACKING_URI": ["doctor"]}
+    said = call(*verbs.get(name, ["list"]), code=2).output
     assert f"{name}: holds a password" in said and "planted" not in said

@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from grokscale import track
 
 CLUSTER = Path(__file__).parent.parent / "cluster"
 FILES = [CLUSTER / name for name in (
@@ -115,6 +118,20 @@ def test_mlflow_of_the_compose_file_takes_its_options() -> None:
     )
     known = set(re.findall(r"--[a-z-]+", said.stdout))
     assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_tracking_of_the_compose_file() -> None:
+    """MLflow asks for accounts and answers to named hosts; the driver, which runs on the head, knows where it is."""
+    services = load("local.compose.yaml")["services"]
+    words = services["mlflow"]["command"].split()
+    given = dict(pairwise(words))
+    assert given["--app-name"] == "basic-auth" and "mlflow_auth" in services["mlflow"]["secrets"]
+    environment = services["head"]["environment"]
+    host = environment[track.VARIABLE].removeprefix("http://")
+    assert host in given["--allowed-hosts"].split(",") and "*" not in given["--allowed-hosts"]
+    assert host == f"mlflow:{given['--port']}" and {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"} <= set(
+        environment)  # fmt: skip
+    assert set(services["head"]["networks"]) & set(services["mlflow"]["networks"])
 
 
 def ray_options(words: str) -> Iterator[str]:

@@ -35,15 +35,23 @@ with pathlib.Path({seen!r}).open("a") as file:
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[RayHosts]:
-    with ray_hosts(1) as one:
+    """One node, which knows an MLflow that whoever submits does not."""
+    with ray_hosts(0) as one:
+        one.own["MLFLOW_TRACKING_URI"] = tracked(one)
+        one.start(1)
         yield one
+
+
+def tracked(hosts: RayHosts) -> str:
+    return f"sqlite:///{hosts.folder}/mlflow.db"
 
 
 @pytest.fixture
 def client_environment(hosts: RayHosts) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         hosts.admit(patch)
-        for name, value in {**SECRETS, "GROKSCALE_ADDRESS": hosts.address}.items():
+        mine = {"GROKSCALE_ADDRESS": hosts.address, "MLFLOW_TRACKING_URI": f"sqlite:///{hosts.folder}/mine.db"}
+        for name, value in {**SECRETS, **mine}.items():
             patch.setenv(name, value)
         yield
 
@@ -57,7 +65,7 @@ def test_a_sweep_as_a_job(
     monkeypatch.delenv("GROKSCALE_ADDRESS")  # the file names the cluster, for every verb
     changes: dict[str, Any] = {
         "plugin": "travelling", "cluster": {"address": hosts.address},
-        "tracking": None,  # MLflow's database lies beside the store
+        "tracking": None,  # where the nodes have their MLflow
     }  # fmt: skip
     file, sweep_id = write(tmp_path, **changes), resolved(**changes).sweep_id
     (tmp_path / "seen").unlink()
@@ -101,7 +109,8 @@ def test_a_sweep_as_a_job(
     places = [*(tmp_path / "runs").rglob("*"), *hosts.folder.rglob("*")]
     texts = [path for path in places if path.is_file() and not path.is_symlink()]
     assert len(texts) > 20 and {"mlflow.db", "log.txt"} <= {path.name for path in texts}
-    runs = runs_of(store, "tiny")
+    runs = runs_of(tracked(hosts), "tiny")
+    assert not (hosts.folder / "mine.db").exists() and not (tmp_path / "runs/mlflow.db").exists()
     assert {run.data.tags["kind"] for run in runs} == {"sweep", "trial"} and any(run.data.params for run in runs)
     assert not any(value.decode() in str([run.data, run.info]) for run in runs for value in planted)
     assert [path for path in texts if any(value in path.read_bytes() for value in planted)] == []

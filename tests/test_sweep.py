@@ -163,10 +163,10 @@ def trained_twice(store: Store) -> list[tuple[str, int]]:
     ]
 
 
-def runs_of(store: Store, name: str) -> list[Any]:
+def runs_of(uri: str, name: str) -> list[Any]:
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=f"sqlite:///{store.root}/mlflow.db")
+    client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(name)
     assert experiment is not None
     return list(client.search_runs([experiment.experiment_id], max_results=1000))
@@ -308,7 +308,7 @@ def test_interrupted_and_killed_sweeps_end_as_if_nothing_had_been(undisturbed: R
     assert replicas_of(store) == undisturbed.replicas
     assert trained_twice(store) == []
     assert not list((root / "checkpoints").iterdir())
-    runs = runs_of(store, "mix")
+    runs = runs_of(f"sqlite:///{root}/mlflow.db", "mix")
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert len(runs) == 1 + len(trials_of(store, result.sweep_id))
 

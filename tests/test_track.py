@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from typer.testing import CliRunner
 
 from grokscale import runs as words
 from grokscale import track
+from grokscale.cli import app
+from grokscale.errors import InputError
 from grokscale.report import origins
 from grokscale.store import Store
+from grokscale.sweep import run_sweep
 from tests import rows, synthetic
+from tests.test_sweep import resolve
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -237,13 +242,18 @@ def test_mlflow_may_be_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert sum("track sync" in record.message for record in caplog.records) == 1
 
 
-def test_where_a_sweep_is_tracked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variable", [None, "", "http://variable:5000"])
+def test_where_a_sweep_is_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None) -> None:
+    """Where its experiment says, else where MLflow's own variable says, else beside the store."""
+    if variable is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
     store = Store(tmp_path)
-    assert track.default_uri(store) == f"sqlite:///{tmp_path}/mlflow.db"
+    default = variable or f"sqlite:///{tmp_path}/mlflow.db"
+    assert track.default_uri(store) == default
     full = {"task": {"name": "toy"}}
     for name, asked, wanted in (
-        ("plain", None, track.default_uri(store)),
-        ("off", "none", track.default_uri(store)),
+        ("plain", None, default),
+        ("off", "none", default),
         ("far", "http://there:5000", "http://there:5000"),
     ):
         about = experiment(name) | full | ({"tracking": asked} if asked else {})
@@ -251,6 +261,32 @@ def test_where_a_sweep_is_tracked(tmp_path: Path) -> None:
         assert track.uri_of(store, sweep_id) == wanted
     with pytest.raises(Exception, match="no sweep"):
         track.uri_of(store, "nothing-00000000")
+
+
+def test_the_variable_is_where_a_sweep_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, uri = Store(tmp_path / "runs"), f"sqlite:///{tmp_path}/elsewhere.db"
+    sweep_id = synthetic.searched(store, "far-00000001", experiment("far"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)  # where MLflow puts artifacts that it is told no place for
+    result = CliRunner().invoke(app, ["track", "sync", "--store", store.root])
+    assert result.exit_code == 0 and f"{sweep_id}: in step" in result.output, result.output
+    assert {run.data.tags["kind"] for run in runs(uri, "far")} == {"sweep", "trial"}
+    assert not list((tmp_path / "runs").glob("ml*")), "the place beside the store is another MLflow's"
+    assert list((tmp_path / "mlruns").rglob("*.png"))
+
+
+def test_a_password_in_the_variable_is_refused_before_anything_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:planted@there:5000")
+    store = Store(tmp_path)
+    sweep_id = synthetic.searched(store, "secret-00000001", experiment("secret"))
+    before = sorted(tmp_path.rglob("*"))
+    for refused in (lambda: track.uri_of(store, sweep_id), lambda: run_sweep(resolve(), store)):
+        with pytest.raises(InputError, match="MLFLOW_TRACKING_URI: holds a password") as caught:
+            refused()
+        assert "planted" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_kept_weights_are_artifacts_in_a_folder_once(store: Store, uri: str) -> None:

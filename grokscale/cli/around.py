@@ -59,7 +59,7 @@ def doctor(
 
 def _chosen(context: typer.Context, name: str, file: Path | None) -> tuple[str | None, str]:
     """A setting and where it came from: an option, a variable, the experiment, in this order."""
-    if (value := context.params[name]) is not None:
+    if (value := context.params.get(name)) is not None:
         given, variable = context.get_parameter_source(name), f"GROKSCALE_{name.upper()}"
         return str(value), variable if given is not None and given.name == "ENVIRONMENT" else f"--{name}"
     if file is None:
@@ -67,19 +67,26 @@ def _chosen(context: typer.Context, name: str, file: Path | None) -> tuple[str |
     from grokscale.spec import load
 
     x = load(file)
-    asked = {"store": x.store if "store" in x.model_fields_set else None, "address": x.cluster.address}
-    keys = {"store": "store", "address": "[cluster] address"}
+    asked = {
+        "store": x.store if "store" in x.model_fields_set else None, "address": x.cluster.address,
+        "tracking": x.tracking,
+    }  # fmt: skip
+    keys = {"store": "store", "address": "[cluster] address", "tracking": "tracking"}
     return (asked[name], f"{keys[name]} in {file}") if asked.get(name) else (None, "")
 
 
 def _settings(context: typer.Context, file: Path | None) -> Iterator[Finding]:
-    from grokscale import data
+    from grokscale import data, track
     from grokscale.doctor import Finding
 
     usual = {"store": "runs", "address": "none: submit runs sweeps here, detached", "data": str(data.folder())}
     for name, default in usual.items():
         value, source = _chosen(context, name, file)
         yield Finding(name, None, f"{value or default} ({source or 'default'})")
+    uri, source = _chosen(context, "tracking", file)
+    if uri is None and (uri := track.variable_uri()) is not None:
+        source = track.VARIABLE
+    yield Finding("tracking", None, f"{uri or 'a database beside the store'} ({source or 'default'})")
 
 
 def _cluster(context: typer.Context, file: Path | None) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from grokscale.errors import GrokscaleError, InputError, holds_password
+from grokscale.errors import GrokscaleError, InputError, refuse_password
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,13 +88,10 @@ def option(*names: str, **more: Any) -> Any:
 
 def no_password(context: Any, parameter: Any, value: str | None) -> str | None:
     """Refuse an address with a password in it, without repeating it, given as an option or by a variable."""
-    if isinstance(value, str) and holds_password(value):
+    if isinstance(value, str):
         given = context.get_parameter_source(parameter.name)
-        named = parameter.envvar if given is not None and given.name == "ENVIRONMENT" else parameter.opts[0]
-        raise InputError(
-            f"{named}: holds a password, which lists of processes, logs and jobs would show; leave it out and set what "
-            "the other side reads from the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, RAY_AUTH_TOKEN_PATH"
+        refuse_password(
+            parameter.envvar if given is not None and given.name == "ENVIRONMENT" else parameter.opts[0], value
         )
     return value
 

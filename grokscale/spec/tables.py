@@ -381,7 +381,8 @@ class Experiment(Table):
     baseline: label of the arm that the others are compared with.
     practice: labels of plain optimisers; the one that the search finds best is a second baseline.
     aa: every arm has seeds of its own, to compare a method with itself; the arms differ in their labels only.
-    tracking: MLflow's URI; None is a database beside the store, "none" is no MLflow.
+    tracking: MLflow's URI; None is what MLFLOW_TRACKING_URI names, else a database beside the store; "none" is no
+    MLflow.
     keep: the weights of confirmed replicas in the store: "final", or "log-spaced", which adds those after every power
     of two of steps. No part of a trial's identity; what is stored without stays so (`grokscale.load_model`).
     Build one with `load` or `parse`, which check it as a whole; `resolve` checks it against the registry.
