@@ -15,7 +15,8 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +44,7 @@ import ray  # noqa: E402
 from ray import cloudpickle, tune  # noqa: E402
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError  # noqa: E402
 from ray.tune.error import TuneError  # noqa: E402
+from ray.tune.execution import class_cache  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
 from grokscale import data  # noqa: E402
@@ -326,7 +328,8 @@ class Cluster:
             ),
         )
         try:
-            tuner.fit()
+            with _keys_stay():
+                tuner.fit()
         except (TuneError, RayError) as error:
             raise searcher.problem or GrokscaleError(f"Ray Tune gave up: {error}") from error
         searcher.settle()
@@ -355,6 +358,20 @@ class Cluster:
         if self._folder is not None:
             self._folder.remove()
         self._folder, self._connected = None, False
+
+
+@contextmanager
+def _keys_stay() -> Iterator[None]:
+    """Tune would hand the driver's AWS keys on in a runtime environment, which Ray writes to its logs.
+
+    Workers do without: they have their node's own, and on this machine those of this process.
+    """
+    keys = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(keys)
+    try:
+        yield
+    finally:
+        class_cache.ENV_VARS_TO_PROPAGATE.update(keys)
 
 
 class _Folder:

@@ -17,15 +17,12 @@ import pytest
 from grokscale import service
 from grokscale.store import Store
 from tests.hosts import RayHosts, ray_hosts
+from tests.planted import leaks, rows, secrets_of, texts, tracked
 from tests.test_cli import environment
 from tests.test_service import resolved, until, verb, watched, write
-from tests.test_sweep import replicas_of, runs_of, trained_twice
+from tests.test_sweep import replicas_of, trained_twice
 
 pytest.importorskip("ray.dashboard.optional_deps", reason="Ray Jobs need ray[default]")
-SECRETS = {
-    "AWS_SECRET_ACCESS_KEY": "planted-aws-5d1c", "MLFLOW_TRACKING_PASSWORD": "planted-mlflow-77aa",
-    "GITHUB_TOKEN": "planted-github-e0f9", "MY_PASSWORD": "planted-own-3b3b",
-}  # fmt: skip
 PLUGIN = """
 import pathlib, grokscale
 with pathlib.Path({seen!r}).open("a") as file:
@@ -35,14 +32,14 @@ with pathlib.Path({seen!r}).open("a") as file:
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[RayHosts]:
-    """One node, which knows an MLflow that whoever submits does not."""
+    """One node, which has secrets, and an MLflow that whoever submits does not know."""
     with ray_hosts(0) as one:
-        one.own["MLFLOW_TRACKING_URI"] = tracked(one)
+        one.own.update(secrets_of("node"), MLFLOW_TRACKING_URI=mlflow(one))
         one.start(1)
         yield one
 
 
-def tracked(hosts: RayHosts) -> str:
+def mlflow(hosts: RayHosts) -> str:
     return f"sqlite:///{hosts.folder}/mlflow.db"
 
 
@@ -51,7 +48,7 @@ def client_environment(hosts: RayHosts) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         hosts.admit(patch)
         mine = {"GROKSCALE_ADDRESS": hosts.address, "MLFLOW_TRACKING_URI": f"sqlite:///{hosts.folder}/mine.db"}
-        for name, value in {**SECRETS, **mine}.items():
+        for name, value in {**secrets_of("submitter"), **mine}.items():
             patch.setenv(name, value)
         yield
 
@@ -104,16 +101,14 @@ def test_a_sweep_as_a_job(
 
     info = str(hosts.client().get_job_info(f"{sweep_id}-3"))
     assert sweep_id in info
-    planted = [value.encode() for value in SECRETS.values()]
-    assert not any(value in info.encode() for value in planted)
-    places = [*(tmp_path / "runs").rglob("*"), *hosts.folder.rglob("*")]
-    texts = [path for path in places if path.is_file() and not path.is_symlink()]
-    assert len(texts) > 20 and {"mlflow.db", "log.txt"} <= {path.name for path in texts}
-    runs = runs_of(tracked(hosts), "tiny")
     assert not (hosts.folder / "mine.db").exists() and not (tmp_path / "runs/mlflow.db").exists()
-    assert {run.data.tags["kind"] for run in runs} == {"sweep", "trial"} and any(run.data.params for run in runs)
-    assert not any(value.decode() in str([run.data, run.info]) for run in runs for value in planted)
-    assert [path for path in texts if any(value in path.read_bytes() for value in planted)] == []
+    files = texts(tmp_path / "runs", hosts.folder)
+    token = files.pop(hosts.token["RAY_AUTH_TOKEN_PATH"])
+    names = {Path(name).name for name in files}
+    assert len(files) > 20 and {"mlflow.db", "log.txt", "report.html", "raylet.out"} <= names
+    planted = [token, *secrets_of("node").values(), *secrets_of("submitter").values()]
+    said = {"the job": info, "resume": said}
+    assert leaks(planted, files, rows(store), tracked(mlflow(hosts), "tiny"), said) == []
 
 
 def test_a_cluster_that_comes_up_is_waited_for(hosts: RayHosts, client_environment: None) -> None:
