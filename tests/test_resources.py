@@ -24,7 +24,7 @@ from grokscale.store import Store
 from grokscale.sweep import SweepInterrupted, run_sweep
 from grokscale.train import sharded, train
 from grokscale.tuner import DEATHS, FAILURES, Cluster, _Searcher
-from grokscale.worker import Work, out_of_memory, places
+from grokscale.worker import SweepTrainable, Work, out_of_memory, places
 from tests.fakes import basic
 from tests.fakes import registry as fakes
 from tests.test_sweep import FAULTY, resolve
@@ -198,15 +198,48 @@ def test_what_is_free_is_a_share_of_the_machine() -> None:
         parse(basic(resources={"lanes": "all"}))
 
 
+# ---------------------------------------------------------------------------------------- threads, a share of a GPU
+
+
+def told(tmp_path: Path, **given: Any) -> dict[str, Any]:
+    """A trial's config as a desk makes it."""
+    return {**job(resolve(), SEEDS[:2], 200), "root": str(tmp_path), "threads": 1, "data": str(tmp_path), **given}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_trial_trains_on_the_threads_that_it_was_given(tmp_path: Path, one_thread: None) -> None:
+    trainable = SweepTrainable(told(tmp_path, threads=2))
+    while not trainable.step()["done"]:
+        pass
+    assert torch.get_num_threads() == 2
+    rows = Store(tmp_path).rows("replicas")
+    assert {row["threads"] for row in rows} == {2} and all(row["numerics"].endswith("/2t") for row in rows)
+
+
+@pytest.mark.parametrize(("gpus", "wanted"), [(0, []), (0.25, [0.25]), (1, []), (2, [])])
+def test_only_a_trial_that_shares_its_gpu_is_held_to_its_share(
+    tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch, gpus: float, wanted: list[float]
+) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    trainable = SweepTrainable(told(tmp_path, gpus=gpus))
+    trainable.step()
+    trainable.stop()
+    assert shares == wanted
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NOT TESTED ON A GPU: there is none here")
 def test_a_share_of_a_gpu_is_a_share_of_its_memory(tmp_path: Path) -> None:
-    from grokscale.worker import SweepTrainable
-
     whole = torch.cuda.get_device_properties(0).total_memory
-    one = resolve()
-    trainable = SweepTrainable({**job(one, SEEDS[:2], HORIZON), "root": str(tmp_path), "device": "cuda", "gpus": 0.25,
-                                "threads": 1, "data": str(tmp_path)})  # fmt: skip
+    trainable = SweepTrainable(told(tmp_path, device="cuda", gpus=0.25))
     trainable.step()
     with pytest.raises(torch.OutOfMemoryError):
         torch.empty(whole // 2, dtype=torch.uint8, device="cuda")
