@@ -114,9 +114,9 @@ class _Searcher(Inert, Searcher):
     reported twice.
     """
 
-    def __init__(self, desk: Desk, stop: Callable[[], bool]) -> None:
+    def __init__(self, desk: Desk, stop: Callable[[], bool], slots: Callable[[], int]) -> None:
         super().__init__()
-        self.desk, self._stop = desk, stop
+        self.desk, self._stop, self._slots = desk, stop, slots
         self.out: dict[str, _Out] = {}  # by Tune's trial id
         self.again: list[_Out] = []
         # (job, error or parts), handed over outside Tune's catch-all
@@ -129,6 +129,8 @@ class _Searcher(Inert, Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         self.settle()
+        if len(self.out) >= self._slots():  # asked every time: nodes come and go
+            return None
         if self.again and not self.stop():
             self.out[trial_id] = self.again.pop(0)
         elif (taken := self._taken()) is not None:
@@ -296,7 +298,7 @@ class Cluster:
 
     @property
     def slots(self) -> int:
-        """Trials that fit at once."""
+        """Trials that fit at once, on the nodes that there are now."""
         have = ray.cluster_resources()
         fits = [have.get("CPU", 1) / self.cpus] + ([have.get("GPU", 0) / self.gpus] if self.gpus else [])
         return max(1, int(min(fits)))
@@ -305,14 +307,13 @@ class Cluster:
         """Run the desk's jobs until it is through or told to stop; trials under way are kept then."""
         self.start()
         assert self._folder is not None
-        searcher = _Searcher(desk, stop)
+        searcher = _Searcher(desk, stop, lambda: self.slots)
         resources = {"cpu": self.cpus, **({"gpu": self.gpus} if self.gpus else {})}
         tuner = tune.Tuner(
             tune.with_resources(SweepTrainable, resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,
-                max_concurrent_trials=self.slots,
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=lambda trial: trial.trial_id,

@@ -321,6 +321,9 @@ class _Desk:
     def failed(self, key: Any, error: str, *, stopped: bool = False) -> None:
         self.said.append((key, error, "stopped") if stopped else (key, error))
 
+    def finished(self, key: Any, parts: Any = ()) -> None:
+        self.said.append((key, parts))
+
 
 def _error(cause: Exception) -> BaseException:
     """As a driver gets it of a worker."""
@@ -329,7 +332,7 @@ def _error(cause: Exception) -> BaseException:
 
 def test_a_trial_that_fails_by_itself_is_given_up_and_one_that_loses_its_node_is_not() -> None:
     desk = _Desk()
-    searcher = _Searcher(desk, lambda: False)  # pyright: ignore[reportArgumentType]
+    searcher = _Searcher(desk, lambda: False, lambda: 1)  # pyright: ignore[reportArgumentType]
     errors: list[Any] = [ActorDiedError()] * FAILURES + [_error(ValueError("one"))] * (FAILURES - 1)
     for number, error in enumerate(errors):
         assert searcher.suggest(f"t{number}") == {"job": 1} and searcher.suggest("none") is None
@@ -342,7 +345,7 @@ def test_a_trial_that_fails_by_itself_is_given_up_and_one_that_loses_its_node_is
 
 def test_a_trial_that_kills_every_process_that_it_gets_is_given_up() -> None:
     desk = _Desk()
-    searcher = _Searcher(desk, lambda: False)  # pyright: ignore[reportArgumentType]
+    searcher = _Searcher(desk, lambda: False, lambda: 1)  # pyright: ignore[reportArgumentType]
     for number in range(DEATHS):
         assert searcher.suggest(f"t{number}") == {"job": 1}
         searcher.failed(f"t{number}", None, "it died")
@@ -366,9 +369,23 @@ def test_a_trial_that_was_stopped_is_no_sign_that_all_fail() -> None:
     assert searcher.suggest("after") is None and desk.said == [(("search", "plain", 0), "stopped by hand", "stopped")]
 
 
+def test_nodes_that_come_later_get_trials_too() -> None:
+    desk, slots = _Desk(), 1
+    desk.jobs = [(("search", "plain", number), {"job": number}) for number in (3, 2, 1)]
+    searcher = _Searcher(desk, lambda: False, lambda: slots)  # pyright: ignore[reportArgumentType]
+    assert searcher.suggest("one") == {"job": 1} and searcher.suggest("two") is None
+    slots = 2
+    assert searcher.suggest("two") == {"job": 2} and searcher.suggest("three") is None
+    slots = 1
+    searcher.on_trial_complete("one", {"parts": ()})
+    assert searcher.suggest("three") is None
+    searcher.on_trial_complete("two", {"parts": ()})
+    assert searcher.suggest("three") == {"job": 3}
+
+
 def test_a_store_that_is_full_ends_the_sweep_and_not_the_trial() -> None:
     desk = _Desk()
-    searcher = _Searcher(desk, lambda: False)  # pyright: ignore[reportArgumentType]
+    searcher = _Searcher(desk, lambda: False, lambda: 1)  # pyright: ignore[reportArgumentType]
     searcher.suggest("one")
     searcher.failed("one", _error(StoreError("/runs/x: cannot write to the store: No space left on device")), "")
     assert searcher.stop() and searcher.suggest("two") == Searcher.FINISHED and desk.said == []

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,10 +18,25 @@ from tests.test_service import PATIENCE_S, resolved, write
 
 SCRIPT = Path(__file__).parent.parent / "cluster/slurm.sbatch"
 SCONTROL = '#!/bin/sh\n[ "$1 $2" = "show hostnames" ] && echo "$3" | tr , "\\n"\n'
-# A step on node nK runs in the namespace of host K.
+# A step on node nK runs in the namespace of host K; Ray of the others comes once a trial has begun on the first.
 SRUN = """#!/bin/bash
 while [ "${{1#--}}" != "$1" ]; do case $1 in --nodelist=n*) node=${{1#--nodelist=n}} ;; esac; shift; done
-if [ "$1" = hostname ]; then echo "{net}.$node"; else exec ip netns exec "{name}$node" "$@"; fi
+if [ "$1" = hostname ]; then echo "{net}.$node"; exit; fi
+[ "$node" = 1 ] || read -r _ <{begun}
+exec ip netns exec "{name}$node" "$@"
+"""
+# A worker that has begun a trial goes on once every host has begun one.
+PLUGIN = """
+import os, sys
+from pathlib import Path
+from tests.faults.breaking import until
+
+if "default_worker" in sys.argv[0]:
+    seen = Path({seen!r})
+    (seen / os.readlink("/proc/self/ns/net")).touch()
+    fifo = os.open({begun!r}, os.O_RDWR)  # held open: what is written waits for whoever reads it
+    os.write(fifo, b"begun\\n")
+    until(lambda: len(list(seen.iterdir())) == {nodes}, "a trial on every host", 90)
 """
 
 
@@ -34,11 +50,19 @@ def network() -> Iterator[Network]:
     made.close()
 
 
-def test_a_sweep_on_two_nodes(network: Network, tmp_path: Path) -> None:
-    folder, store = tmp_path / "bin", Store(tmp_path / "runs")
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_sweep_on_the_nodes_of_a_job(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: int
+) -> None:
+    """Every node trains, one that joins late too."""
+    folder, seen, begun, store = tmp_path / "bin", tmp_path / "seen", tmp_path / "begun", Store(tmp_path / "runs")
     folder.mkdir()
+    seen.mkdir()
+    os.mkfifo(begun)
+    plugin = f"together_on_{nodes}"
+    (tmp_path / f"{plugin}.py").write_text(PLUGIN.format(seen=str(seen), begun=str(begun), nodes=nodes))
     scripts = {
-        "scontrol": SCONTROL, "srun": SRUN.format(net=network.net, name=network.name),
+        "scontrol": SCONTROL, "srun": SRUN.format(net=network.net, name=network.name, begun=begun),
         "grokscale": f'#!/bin/sh\nexec "{sys.executable}" -m grokscale.cli "$@"\n',
         "ray": f'#!/bin/sh\nexec "{sys.executable}" -m ray.scripts.scripts "$@"\n',
     }  # fmt: skip
@@ -46,10 +70,14 @@ def test_a_sweep_on_two_nodes(network: Network, tmp_path: Path) -> None:
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     mark = f"slurm-{network.name}"
-    file, id_ = write(tmp_path), resolved().sweep_id
+    monkeypatch.syspath_prepend(str(tmp_path))
+    changes: dict[str, Any] = {"plugin": plugin, "search": {"trials": 2, "seeds": 2, "parallel": 2}}
+    file, id_ = write(tmp_path, **changes), resolved(**changes).sweep_id
     slurm = {
-        "SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "n1,n2", "SLURM_CPUS_ON_NODE": "2", MARK: mark, "TMPDIR": "/tmp",
+        "SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": ",".join(f"n{n}" for n in range(1, nodes + 1)),
+        "SLURM_CPUS_ON_NODE": "1", MARK: mark, "TMPDIR": "/tmp",
         "PATH": os.pathsep.join([str(folder), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]]),
     }  # fmt: skip
     bare = {name: value for name, value in environment().items() if not name.startswith("RAY_")}
     try:
@@ -63,6 +91,9 @@ def test_a_sweep_on_two_nodes(network: Network, tmp_path: Path) -> None:
         kill_marked(mark)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Speed-up over plain" in done.stdout
+    assert "tried again" not in (store.sweep_dir(id_) / "log.txt").read_text(), "a host stood idle"
+    spaces = [Path("/run/netns", network.space(n)).stat().st_ino for n in range(1, nodes + 1)]
+    assert {path.name for path in seen.iterdir()} == {f"net:[{inode}]" for inode in spaces}
     assert {row["state"] for row in store.trials(sweep_id=id_).to_pylist()} == {"ended"}
     assert not list((tmp_path / "runs").glob("slurm-*")) and not list(Path("/tmp").glob("gs-4711-*"))
     assert left == [], "processes of the job outlived it"
