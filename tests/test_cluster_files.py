@@ -58,6 +58,27 @@ CONTAINER = {
     "imagePullPolicy", "lifecycle", "livenessProbe", "readinessProbe",
 }  # fmt: skip
 
+# What the fields used here hold, by the same sources, wherever they stand; YAML makes a bool or a number of what is to
+# be a string, and the API server refuses it.
+TYPES: dict[str, Any] = {
+    "rayVersion": str, "entrypoint": str, "runtimeEnvYAML": str, "enableInTreeAutoscaling": bool, "suspend": bool,
+    "shutdownAfterJobFinishes": bool, "runAsNonRoot": bool, "replicas": int, "minReplicas": int, "maxReplicas": int,
+    "idleTimeoutSeconds": int, "ttlSecondsAfterFinished": int, "backoffLimit": int, "activeDeadlineSeconds": int,
+    "runAsUser": int, "fsGroup": int, "name": str, "image": str, "groupName": str,
+    "mountPath": str, "claimName": str, "key": str, "operator": str, "effect": str, "value": str, "containers": list,
+    "volumes": list, "volumeMounts": list, "workerGroupSpecs": list, "tolerations": list, "nodeSelector": dict,
+}  # fmt: skip
+
+
+def mistyped(table: Any, where: str = "") -> list[str]:
+    """Fields that hold something of another type than TYPES says."""
+    if isinstance(table, list):
+        return [one for n, value in enumerate(table) for one in mistyped(value, f"{where}[{n}]")]
+    if not isinstance(table, dict):
+        return []
+    wrong = [f"{where}.{key}" for key, value in table.items() if key in TYPES and type(value) is not TYPES[key]]
+    return wrong + [one for key, value in table.items() for one in mistyped(value, f"{where}.{key}")]
+
 
 def load(name: str) -> dict[str, Any]:
     return yaml.safe_load((CLUSTER / name).read_text())
@@ -96,6 +117,10 @@ def test_compose() -> None:
     for name, service in services.items():
         assert set(service) <= SERVICE and ("image" in service or "build" in service), name
         assert set(service.get("healthcheck", {})) <= HEALTH
+        assert all(isinstance(value, str) for value in service.get("environment", {}).values()), name
+        assert isinstance(service["image"], str) and isinstance(service.get("command", ""), str | list), name
+        assert all(isinstance(one, str) for key in ("ports", "volumes", "secrets", "networks")
+                   for one in service.get(key, [])), name  # fmt: skip
         assert set(service.get("networks", [])) <= set(tables["networks"])
         assert set(service.get("secrets", [])) <= set(tables["secrets"])
         after = service.get("depends_on", [])
@@ -177,12 +202,14 @@ def test_kuberay(name: str) -> None:
         assert set(spec) <= RAY_JOB and spec["submissionMode"] in ("K8sJobMode", "HTTPMode", "InteractiveMode")
         assert set(yaml.safe_load(spec["runtimeEnvYAML"])) == {"env_vars"}
         spec = spec["rayClusterSpec"]
+    assert mistyped(tables) == []
     assert set(spec) <= RAY_CLUSTER and spec["authOptions"] == {"mode": "token"}
     assert set(spec["autoscalerOptions"]) <= AUTOSCALER
     assert {"rayStartParams", "template"} <= set(spec["headGroupSpec"]) <= HEAD_GROUP
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
     for group in spec["workerGroupSpecs"]:
         assert {"groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"} <= set(group) <= WORKER_GROUP
+        assert 0 <= group["minReplicas"] <= group.get("replicas", group["minReplicas"]) <= group["maxReplicas"]
     for group in groups:
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
         pod = group["template"]["spec"]
