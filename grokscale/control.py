@@ -22,6 +22,7 @@ from typing import Any, TextIO
 from grokscale.errors import GrokscaleError, StoreError
 
 NOW = "now"  # what a note says where state is not to be saved, and the note that the driver finds
+STOPPED = "stopped by hand; `grokscale resume` tries it again"
 LOOKS = 20  # times that a lock is tried before it counts as another driver's
 
 

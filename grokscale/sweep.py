@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from grokscale import answers, data, search
 from grokscale.checkpoint import tidy
-from grokscale.control import Stop, SweepInterrupted, forget_stops, locked, logged, mark_ended, notes_in
+from grokscale.control import STOPPED, Stop, SweepInterrupted, forget_stops, locked, logged, mark_ended, notes_in
 from grokscale.desk import ArmProgress, Failure, Ledger, PhaseDesk, Phases, Progress
 from grokscale.errors import GrokscaleError
 from grokscale.parts import device_name, package_version
@@ -161,12 +161,13 @@ class _Sweep:
     def _phases(self) -> Iterator[PhaseDesk]:
         """Search, race, confirm; each is made when the one before is through.
 
-        Once a plan of the confirmation stands, the search is over: it is not asked again what it would find.
+        Once a plan of the confirmation stands, the search is over: it is not asked again what it would find. What was
+        stopped by hand is made up for, and the plan stays as it is.
         """
         x, horizon = self.experiment, self.resolved.horizon
         known = sorted(self.store.table("plans", sweep_id=self.sweep_id).to_pylist(), key=lambda row: row["block"])
-        same = [row for row in known if row["key"] == self._plan_key()]
-        if not same or not x.confirm.seeds:
+        same: list[dict[str, Any]] = [row for row in known if row["key"] == self._plan_key()]
+        if not same or not x.confirm.seeds or self.store.rows("trials", sweep_id=self.sweep_id, error=STOPPED):
             winners, tau = search.defaults(self.resolved), horizon
             if x.search.trials:
                 searching = SearchPlan(self.resolved)
@@ -178,7 +179,7 @@ class _Sweep:
                 tau = self._tau(winners)
             if not x.confirm.seeds:
                 return
-            same = [self._planned(known, winners, tau)]
+            same = same or [self._planned(known, winners, tau)]
         self._plan = same[-1]
         seeds, tau = self._plan["seeds"], self._plan["tau"]
         yield self._desk(search.confirm_plan(self.resolved, self._winners(), seeds, tau), tau)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grokscale import report, runs
+from grokscale.answers import asked_for
 from grokscale.errors import GrokscaleError, refuse_password
 from grokscale.report import origins
 from grokscale.spec import canonical_json
@@ -80,7 +81,7 @@ def uri_of(store: Store, sweep_id: str) -> str:
 
     Raises TrackingError where it is tracked nowhere.
     """
-    asked = json.loads(_head(store, sweep_id)["experiment_json"]).get("tracking")
+    asked = asked_for(_head(store, sweep_id)).get("tracking")
     uri = default_uri(store) if asked in (None, "none") else asked
     if uri is None:
         raise TrackingError(

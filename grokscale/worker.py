@@ -21,7 +21,7 @@ from ray import tune
 
 from grokscale import data, registry, stats
 from grokscale.checkpoint import Checkpoint, Claim
-from grokscale.control import NOW
+from grokscale.control import NOW, STOPPED
 from grokscale.errors import GrokscaleError, StoreError, TrialStopped
 from grokscale.outcomes import Again, again, answers
 from grokscale.packing import fitting, share_of
@@ -266,7 +266,7 @@ class SweepTrainable(tune.Trainable):
             if asked.read_text() == NOW:
                 self._work = None
             self.cleanup()
-            raise TrialStopped("stopped by hand; `grokscale resume` tries it again")
+            raise TrialStopped(STOPPED)
 
     def cleanup(self) -> None:
         """Called when the trial ends, however it ends; a pack under way is kept."""

@@ -356,14 +356,14 @@ def test_a_trial_that_ray_ends_for_want_of_memory_goes_on_in_half_the_pack() -> 
     desk = _Desk()
     job = {"job": {"seeds": list(range(9))}}
     desk.jobs = [(("search", "plain", 0), {"lanes": 0, **job})]
-    searcher = _Searcher(desk, lambda: False)  # pyright: ignore[reportArgumentType]
+    searcher = _Searcher(desk, lambda: False, lambda: 1)  # pyright: ignore[reportArgumentType]
     given = [(searcher.suggest(f"t{n}"), searcher.failed(f"t{n}", OutOfMemoryError("low"), ""))[0] for n in range(5)]
     assert given == [{"lanes": lanes, **job} for lanes in (0, 8, 4, 2, 2)] and desk.said == []
 
 
 def test_a_trial_that_was_stopped_is_no_sign_that_all_fail() -> None:
     desk = _Desk()
-    searcher = _Searcher(desk, lambda: False)  # pyright: ignore[reportArgumentType]
+    searcher = _Searcher(desk, lambda: False, lambda: 1)  # pyright: ignore[reportArgumentType]
     searcher.suggest("one")
     searcher.failed("one", _error(TrialStopped("stopped by hand")), "")
     assert searcher.suggest("after") is None and desk.said == [(("search", "plain", 0), "stopped by hand", "stopped")]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from grokscale import registry, service
-from grokscale.control import holder, locked
+from grokscale.control import STOPPED, holder, locked
 from grokscale.errors import GrokscaleError, StoreError, TrialStopped
 from grokscale.spec import Resolved, parse
 from grokscale.store import Store
@@ -224,7 +224,7 @@ def test_one_trial_is_stopped_with_its_state_saved(place: Path) -> None:
     assert f"stopped search plain 0, trial {row['trial_id']}; the sweep goes on" in said
     wait_gone(pid)
     (row,) = store.rows("trials")
-    assert row["state"] == "failed" and row["error"] == "stopped by hand; `grokscale resume` tries it again"
+    assert row["state"] == "failed" and row["error"] == STOPPED
     said = (store.sweep_dir(row["sweep_id"]) / service.LOG).read_text()  # it was all that the baseline had
     assert "every trial of the baseline plain failed" in said and "search plain 0: stopped by hand" in said
     (kept,) = (place / "runs/checkpoints").iterdir()
