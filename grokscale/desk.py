@@ -162,6 +162,10 @@ class PhaseDesk:
     def through(self) -> bool:
         return self.plan.done
 
+    @property
+    def wanted(self) -> int:
+        return len(self.plan.jobs())
+
     def settle(self) -> None:
         """File every job that the store answers; what they decide may open further ones."""
         again = True
@@ -298,6 +302,11 @@ class Phases:
     @property
     def through(self) -> bool:
         return self._desk is None
+
+    @property
+    def wanted(self) -> int:
+        under_way = self._taken - self._back
+        return under_way if self._desk is None or self._taken == self._limit else self._desk.wanted
 
     @property
     def trained(self) -> int:

@@ -15,6 +15,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -56,6 +57,7 @@ log = logging.getLogger(__name__)
 
 FAILURES = 3  # of a trial by itself, after which it is given up
 DEATHS = 20  # of its process: nodes go and come, but a trial that kills every process that it gets has to end too
+ROOM_S = 1.0  # between two looks whether more room is wanted
 SOCKET_PATH = 107  # longest path of a socket (AF_UNIX)
 OBJECT_STORE = 80_000_000  # bytes; next to nothing goes through it
 
@@ -83,6 +85,11 @@ class Desk(Protocol):
     @property
     def through(self) -> bool:
         """Nothing is left to hand out, now or later."""
+        ...
+
+    @property
+    def wanted(self) -> int:
+        """Jobs that are under way, or could be if there were room."""
         ...
 
 
@@ -116,7 +123,7 @@ class _Searcher(Inert, Searcher):
 
     def __init__(self, desk: Desk, stop: Callable[[], bool], slots: Callable[[], int]) -> None:
         super().__init__()
-        self.desk, self._stop, self._slots = desk, stop, slots
+        self.desk, self._stop, self.slots = desk, stop, slots
         self.out: dict[str, _Out] = {}  # by Tune's trial id
         self.again: list[_Out] = []
         # (job, error or parts), handed over outside Tune's catch-all
@@ -129,7 +136,7 @@ class _Searcher(Inert, Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         self.settle()
-        if len(self.out) >= self._slots():  # asked every time: nodes come and go
+        if len(self.out) >= self.slots():  # asked every time: nodes come and go
             return None
         if self.again and not self.stop():
             self.out[trial_id] = self.again.pop(0)
@@ -197,9 +204,41 @@ class _Searcher(Inert, Searcher):
         raise NotImplementedError("a sweep goes on from its store")
 
 
+class _Room(Inert):
+    """Tasks that do nothing and wait for room: so an autoscaler hears of trials for which there is none.
+
+    They go with their driver, however it ends; what `ray.autoscaler.sdk` requests would stand, and be paid for.
+    resources: of one trial, as Ray's options.
+    """
+
+    def __init__(self, resources: Mapping[str, Any]) -> None:
+        self._task = ray.remote(_nothing).options(max_retries=0, **resources)
+        self._waiting: list[Any] = []
+        self._next = 0.0
+
+    def want(self, trials: int) -> None:
+        """Let so many wait. Looks at most every ROOM_S."""
+        if (now := time.monotonic()) < self._next:
+            return
+        self._next = now + ROOM_S
+        if self._waiting:
+            _, self._waiting = ray.wait(self._waiting, num_returns=len(self._waiting), timeout=0)
+        while len(self._waiting) > trials:
+            ray.cancel(self._waiting.pop())
+        self._waiting += [self._task.remote() for _ in range(trials - len(self._waiting))]
+
+    def close(self) -> None:
+        for task in self._waiting:
+            ray.cancel(task)
+
+
+def _nothing() -> None:
+    pass
+
+
 class _Callback(Inert, tune.Callback):
-    def __init__(self, searcher: _Searcher) -> None:
-        self.searcher, self.desk = searcher, searcher.desk
+    def __init__(self, searcher: _Searcher, room: _Room | None) -> None:
+        self.searcher, self.desk, self.room = searcher, searcher.desk, room
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -214,6 +253,8 @@ class _Callback(Inert, tune.Callback):
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.searcher.settle()
         self.desk.tick()
+        if self.room is not None:
+            self.room.want(0 if self.searcher.stop() else max(0, self.desk.wanted - self.searcher.slots()))
 
 
 def _halved(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -309,6 +350,8 @@ class Cluster:
         assert self._folder is not None
         searcher = _Searcher(desk, stop, lambda: self.slots)
         resources = {"cpu": self.cpus, **({"gpu": self.gpus} if self.gpus else {})}
+        # A Ray of our own never grows.
+        room = _Room({"num_cpus": self.cpus, "num_gpus": self.gpus}) if "RAY_ADDRESS" in os.environ else None
         tuner = tune.Tuner(
             tune.with_resources(SweepTrainable, resources),
             tune_config=tune.TuneConfig(
@@ -322,7 +365,7 @@ class Cluster:
                 name=desk.name,
                 storage_path=str(self._folder.path / "tune"),
                 stop=_Stopper(searcher.stop),
-                callbacks=[_Callback(searcher)],
+                callbacks=[_Callback(searcher, room)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # we keep our own
                 failure_config=tune.FailureConfig(max_failures=0),
                 verbose=0,
@@ -333,6 +376,9 @@ class Cluster:
                 tuner.fit()
         except (TuneError, RayError) as error:
             raise searcher.problem or GrokscaleError(f"Ray Tune gave up: {error}") from error
+        finally:
+            if room is not None:
+                room.close()
         searcher.settle()
         if searcher.problem is not None:
             raise searcher.problem

@@ -128,6 +128,7 @@ class RayHosts:
     def __init__(self, network: Network | None = None, cpus: int = 2) -> None:
         self.network, self.cpus = network, cpus
         self.own: dict[str, str] = {}  # variables that only the nodes have
+        self.growth: Path | None = None  # of a head with an autoscaler: its configuration
         self.folder = Path(tempfile.mkdtemp(prefix="gh-", dir="/tmp"))  # short: sockets' paths have a limit
         self.id = secrets.token_hex(4)
         token = self.folder / "token"
@@ -180,6 +181,7 @@ class RayHosts:
             words = [
                 "--head", f"--port={self.gcs}", f"--dashboard-host={self._host(1)}",
                 f"--dashboard-port={self.dashboard}", "--include-dashboard=true",
+                *([f"--autoscaling-config={self.growth}"] if self.growth else []),
             ]  # fmt: skip
         else:
             words = [f"--address={self._host(1)}:{self.gcs}"]
