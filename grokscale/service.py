@@ -176,13 +176,13 @@ def detach(store: Store, sweep_id: str, command: Sequence[str]) -> str:
 def stop(store: Store, sweep_id: str, client: JobSubmissionClient | None = None, *, now: bool = False) -> str:
     """Stop the driver of a sweep: in order, keeping trials under way, or `now`; what was stopped.
 
-    A job is asked through the cluster, which kills it after STOP_S; `now` it ends by itself when it is asked.
+    A job is asked through the cluster, which kills it after STOP_S; `now`, it ends as soon as it is asked.
 
     Raises GrokscaleError where none runs, or where it runs on a machine that cannot be reached from here.
     """
     held = holder(store.sweep_dir(sweep_id) / "lock")
     _, job, state = _job(client, sweep_id)
-    if client is not None and state in LIVE and not (now and held is not None and held.here):
+    if client is not None and state in LIVE:
         if now:
             ask_stop(store.sweep_dir(sweep_id), NOW, now=True)
         client.stop_job(job)

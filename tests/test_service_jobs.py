@@ -6,6 +6,8 @@ import contextlib
 import os
 import socket
 import socketserver
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from grokscale import service
 from grokscale.store import Store
 from tests.hosts import RayHosts, ray_hosts
 from tests.planted import leaks, rows, secrets_of, texts, tracked
@@ -127,21 +128,20 @@ def test_a_cluster_that_comes_up_is_waited_for(hosts: RayHosts, client_environme
             while data := one.recv(65536):
                 other.sendall(data)
 
-    closed, said = threading.Event(), []
+    closed = threading.Event()
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay, bind_and_activate=False) as relay:
         relay.daemon_threads = True
         relay.server_bind()  # its port is taken; without listening it refuses
-
-        def appear(text: str) -> None:
-            said.append(text)
+        code = "import sys; from grokscale import service\n"
+        code += "client = service.connect(sys.argv[1], seconds=60, say=lambda text: print(text, flush=True))\n"
+        code += "print(client.list_jobs().__class__.__name__)"
+        address = f"http://127.0.0.1:{relay.server_address[1]}"
+        with subprocess.Popen([sys.executable, "-c", code, address], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith(f"waiting for a Ray cluster at {address}")
             relay.server_activate()
             threading.Thread(target=relay.serve_forever, daemon=True).start()
-
-        try:
-            client = service.connect(f"http://127.0.0.1:{relay.server_address[1]}", seconds=60, say=appear)
-            assert isinstance(client.list_jobs(), list)
-            assert len(said) == 1 and said[0].startswith("waiting for a Ray cluster")
-        finally:
+            assert process.stdout.readlines() == ["list\n"]
             closed.set()
             relay.shutdown()
 

@@ -131,9 +131,10 @@ def stop(
     opened = open_store(store)
     name, _, trial = (sweep or "").partition("/")
     sweep_id = opened.find_sweep(name or None)
-    if address is None and not service.is_here(opened, sweep_id):
-        address = service.address_of(opened, sweep_id)
-    client = _client(address)
+    if address is None and service.is_here(opened, sweep_id):
+        client = _watching(opened, sweep_id)
+    else:
+        client = _client(address or service.address_of(opened, sweep_id))
     if trial:
         which = service.stop_trial(opened, sweep_id, trial, client, now=now)
         typer.echo(f"{sweep_id}: stopped {which}; the sweep goes on, grokscale resume {sweep_id} tries it again")
