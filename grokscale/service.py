@@ -109,7 +109,7 @@ def listing(
 def address_of(store: Store, sweep_id: str) -> str | None:
     """The cluster that the file of a sweep names, in [cluster] address."""
     asked = store.rows("sweeps", sweep_id=sweep_id)[0]["experiment_json"]
-    with contextlib.suppress(ValueError, AttributeError, TypeError):  # what broke it is said by what has to read it
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # what broke it is said by what has to read it
         return json.loads(asked)["cluster"]["address"]
     return None
 

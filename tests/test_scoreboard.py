@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from grokscale import answers
 from grokscale.errors import InputError
 from grokscale.report import scoreboard, scoreboard_files
 from grokscale.spec import load
@@ -81,6 +82,34 @@ def test_the_committed_board_is_what_the_committed_store_says() -> None:
             assert path.read_bytes() == data, "grokscale report --scoreboard writes it"
         else:
             assert pq.read_table(path).to_pylist() == pq.read_table(io.BytesIO(data)).to_pylist()
+
+
+KEPT = Store(FOLDER / "results")
+
+
+@pytest.mark.parametrize("sweep_id", KEPT.sweeps())
+def test_committed_speed_ups_are_what_the_committed_rows_give(sweep_id: str) -> None:
+    """Seconds too: a trial that two sweeps share is timed again by the later one, which makes the earlier one's old."""
+    kept = answers.speedups(KEPT, sweep_id).to_pylist()
+    if not kept:
+        return
+    keys = ("arm", "baseline", "clock")
+    given = {tuple(row[key] for key in keys): row["s"] for row in answers.compute(KEPT, sweep_id)}
+    assert {tuple(row[key] for key in keys): row["s"] for row in kept} == pytest.approx(given)
+
+
+@pytest.mark.parametrize("sweep_id", KEPT.sweeps())
+def test_committed_seconds_were_taken_on_an_idle_machine(sweep_id: str) -> None:
+    """With its transform off, an arm of the same optimiser costs what any other does: where they differ by much,
+    something else ran."""
+    trials = KEPT.trials(sweep_id=sweep_id, phase="confirm").to_pylist()
+    specs = {row["trial_id"]: json.loads(row["spec_json"]) for row in KEPT.replicas(sweep=sweep_id).to_pylist()}
+    off: dict[str, list[float]] = {}
+    for row in KEPT.rows("timings", trial_id=[row["trial_id"] for row in trials]):
+        spec = specs[row["trial_id"]]
+        alike = {name: spec[name] for name in ("task", "model", "optimiser")}
+        off.setdefault(json.dumps(alike, sort_keys=True), []).append(row["seconds_off"])
+    assert all(max(mine) < 1.6 * min(mine) for mine in off.values()), off
 
 
 def test_a_row_for_every_published_value_and_a_cost_for_every_file() -> None:

@@ -34,12 +34,12 @@ CUT_S, STOPPED_S, AWAY_S = 30.0, 20.0, 60.0  # how long a partition, a stopped p
 DISK = "32m"  # of the store, where it is to be filled
 
 
-def until(ready: Callable[[], object], what: str, seconds: float = PATIENCE_S) -> None:
+def until(ready: Callable[[], object], what: str, seconds: float = PATIENCE_S, every: float = 0.1) -> None:
     """Until something is so; AssertionError with `what` where it never is."""
     end = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.1)
+        time.sleep(every)
 
 
 class Disk:
