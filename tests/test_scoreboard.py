@@ -90,18 +90,19 @@ KEPT = Store(FOLDER / "results")
 @pytest.mark.parametrize("sweep_id", KEPT.sweeps())
 def test_committed_speed_ups_are_what_the_committed_rows_give(sweep_id: str) -> None:
     """Seconds too: a trial that two sweeps share is timed again by the later one, which makes the earlier one's old."""
-    kept = answers.speedups(KEPT, sweep_id).to_pylist()
+    kept = KEPT.rows("speedups", sweep_id=sweep_id)
     if not kept:
-        return
+        return  # it has not been run to its end
     keys = ("arm", "baseline", "clock")
     given = {tuple(row[key] for key in keys): row["s"] for row in answers.compute(KEPT, sweep_id)}
     assert {tuple(row[key] for key in keys): row["s"] for row in kept} == pytest.approx(given)
 
 
-@pytest.mark.parametrize("sweep_id", KEPT.sweeps())
-def test_committed_seconds_were_taken_on_an_idle_machine(sweep_id: str) -> None:
+@pytest.mark.parametrize("name", ["egd-2-parity-100-3", "egd-2-parity-400-2"])
+def test_committed_seconds_were_taken_on_an_idle_machine(name: str) -> None:
     """With its transform off, an arm of the same optimiser costs what any other does: where they differ by much,
-    something else ran."""
+    something else ran. These are the sweeps whose published values are in seconds."""
+    sweep_id = KEPT.find_sweep(name)
     trials = KEPT.trials(sweep_id=sweep_id, phase="confirm").to_pylist()
     specs = {row["trial_id"]: json.loads(row["spec_json"]) for row in KEPT.replicas(sweep=sweep_id).to_pylist()}
     off: dict[str, list[float]] = {}
