@@ -9,7 +9,6 @@ store is the ledger, and the same submit, or `resume`, goes on from it.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -108,9 +107,10 @@ def listing(
 
 def address_of(store: Store, sweep_id: str) -> str | None:
     """The cluster that the file of a sweep names, in [cluster] address."""
-    asked = store.rows("sweeps", sweep_id=sweep_id)[0]["experiment_json"]
-    with contextlib.suppress(ValueError, KeyError, TypeError):  # what broke it is said by what has to read it
-        return json.loads(asked)["cluster"]["address"]
+    from grokscale.answers import asked_for
+
+    with contextlib.suppress(GrokscaleError, KeyError, TypeError):  # what broke it is said by what has to read it
+        return asked_for(store.rows("sweeps", sweep_id=sweep_id)[0])["cluster"]["address"]
     return None
 
 
@@ -233,13 +233,10 @@ def again(
 
     Raises InputError for an override that would make it another sweep, naming it.
     """
+    from grokscale.answers import asked_for
+
     row = store.rows("sweeps", sweep_id=sweep_id)[0]
-    try:
-        tables = dict(json.loads(row["experiment_json"]).items())
-    except (ValueError, AttributeError) as error:
-        raise GrokscaleError(
-            f"{store.root}: what sweep {sweep_id} asked for cannot be read ({error}); sweep its file anew"
-        ) from error
+    tables = asked_for(row)
     resolved = _resolved(tables, (), sweep_id, registry)
     if resolved.sweep_id != sweep_id:
         raise InputError(

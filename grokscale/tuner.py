@@ -216,11 +216,11 @@ class _Room(Inert):
         self._waiting: list[Any] = []
         self._next = 0.0
 
-    def want(self, trials: int) -> None:
-        """Let so many wait. Looks at most every ROOM_S."""
+    def look(self, wanted: Callable[[], int]) -> None:
+        """Let as many wait as trials have no room; asked at most every ROOM_S, for the cluster has to be asked too."""
         if (now := time.monotonic()) < self._next:
             return
-        self._next = now + ROOM_S
+        self._next, trials = now + ROOM_S, wanted()
         if self._waiting:
             _, self._waiting = ray.wait(self._waiting, num_returns=len(self._waiting), timeout=0)
         while len(self._waiting) > trials:
@@ -254,7 +254,10 @@ class _Callback(Inert, tune.Callback):
         self.searcher.settle()
         self.desk.tick()
         if self.room is not None:
-            self.room.want(0 if self.searcher.stop() else max(0, self.desk.wanted - self.searcher.slots()))
+            self.room.look(self._without_room)
+
+    def _without_room(self) -> int:
+        return 0 if self.searcher.stop() else max(0, self.desk.wanted - self.searcher.slots())
 
 
 def _halved(config: Mapping[str, Any]) -> Mapping[str, Any]:

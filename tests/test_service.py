@@ -332,6 +332,15 @@ def test_a_disk_without_room_is_said_in_words(tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def test_a_password_in_mlflows_variable_is_refused_before_a_driver_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:planted-5d1c@127.0.0.1:5000")
+    said = verb(tmp_path, "submit", str(write(tmp_path)), "--detach", code=2)
+    assert said.startswith("MLFLOW_TRACKING_URI: holds a password") and "planted" not in said
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_driver_that_cannot_begin_says_why(tmp_path: Path) -> None:
     store = Store(tmp_path / "runs")
     with pytest.raises(GrokscaleError, match=r"(?s)ended with code 2:.*nowhere\.toml"):

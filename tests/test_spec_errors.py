@@ -113,6 +113,8 @@ def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "quickstart.toml").write_text(GOOD)
+    for number in range(20):
+        (tmp_path / "experiments" / f"other-{number}.toml").touch()
     (tmp_path / "latin.toml").write_bytes(b'name = "caf\xe9"')
     (tmp_path / "deep.toml").write_text("a = " + "[" * 5000)
     (tmp_path / "digits.toml").write_text("horizon = " + "9" * 5000)
@@ -132,6 +134,7 @@ def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (problem,) = caught.value.problems
         assert problem.startswith(place)
         assert text in problem
+        assert ("and 13 more in experiments/" in problem) == place.startswith("experiments")  # of 21
 
 
 def test_a_plugin_that_fails_is_one_more_problem(tmp_path: Path):

@@ -52,12 +52,14 @@ def submit(
     A sweep that runs already is not doubled, but followed. Without --detach its log is shown until it ends; Ctrl-C
     leaves it running.
     """
-    from grokscale import service
+    from grokscale import service, track
 
     use_data(data)
     _, resolved = resolve(file, set_)
-    opened, sweep_id = open_store(store or resolved.experiment.store), resolved.sweep_id
     address = address or resolved.experiment.cluster.address
+    if address is None:
+        track.variable_uri()  # a password in it is refused here, and not by a driver that nobody sees
+    opened, sweep_id = open_store(store or resolved.experiment.store), resolved.sweep_id
     client = service.connect(address, seconds=wait, say=say) if address else None
     where = ""
     if service.answered(opened, resolved):

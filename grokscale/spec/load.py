@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from grokscale.entries import Registry
-from grokscale.errors import InputError, holds_password, masked, suggest
+from grokscale.errors import InputError, holds_password, masked, nearest, suggest
 from grokscale.spec.claims import check_claims
 from grokscale.spec.grid import expand
 from grokscale.spec.messages import location, say
@@ -21,6 +21,7 @@ from grokscale.spec.resolve import Resolved
 from grokscale.spec.tables import Arm, Experiment, Grid, flat_knobs, flat_settings
 from grokscale.spec.where import Path, Where, dotted, shown
 
+NEAR = 8  # files that are named where one is not there
 UNNAMED = "unnamed"
 """Stands in for a name or baseline that was refused, while the rest is looked at."""
 
@@ -113,7 +114,8 @@ def _files_near(path: FilePath) -> str:
         except (OSError, ValueError):
             found = []
         if found:
-            return suggest(str(path), found)
+            more = f", and {len(found) - NEAR} more in {folder}/" if len(found) > NEAR else ""
+            return suggest(str(path), nearest(str(path), found)[:NEAR]) + more
     return "an experiment file ends in .toml and stands under experiments/"
 
 
