@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import re
@@ -13,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +174,22 @@ def notes_in(folder: Path) -> Path:
 def forget_stops(folder: Path) -> None:
     """A new start tries what was stopped again."""
     shutil.rmtree(notes_in(folder), ignore_errors=True)
+
+
+def note_progress(folder: Path, progress: Mapping[str, Any]) -> None:
+    """Leave in a sweep's folder how far it is, for whoever watches from elsewhere. What cannot be written is let be:
+    it decides nothing, and a store that is full or gone is noticed by what does."""
+    with contextlib.suppress(OSError):
+        (folder / ".progress").write_text(json.dumps(progress))
+        (folder / ".progress").replace(folder / "progress.json")
+
+
+def noted_progress(folder: Path) -> dict[str, Any] | None:
+    """How far the driver of a sweep last said that it is; None where nothing can be read of it."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folder / "progress.json").read_bytes())
+        return found if isinstance(found, dict) else None
+    return None
 
 
 def mark_ended(folder: Path, experiment_json: str) -> None:

@@ -19,21 +19,24 @@ WIDTH = 76  # of the table, on wider terminals too
 QUIET_S = 5.0  # without a terminal: seconds between lines while the phase stays the same
 
 
-def watch(stream: TextIO, title: str) -> LiveTable | PlainLines:
-    """What suits the stream: a live table on a terminal, else lines. Enter it, then call it with Progress."""
-    return LiveTable(stream, title) if stream.isatty() else PlainLines(stream, title)
+def watch(stream: TextIO, title: str, doing: str = "starting") -> LiveTable | PlainLines:
+    """What suits the stream: a live table on a terminal, else lines. Enter it, then call it with Progress.
+
+    doing: what is said until it is called.
+    """
+    return LiveTable(stream, title, doing) if stream.isatty() else PlainLines(stream, title, doing)
 
 
 class PlainLines:
     """A line when the phase changes or something ended, QUIET_S apart at least."""
 
-    def __init__(self, stream: TextIO, title: str) -> None:
-        self.stream, self.title = stream, title
+    def __init__(self, stream: TextIO, title: str, doing: str) -> None:
+        self.stream, self.title, self.doing = stream, title, doing
         self._said: tuple[Any, ...] = ()
         self._at = -QUIET_S
 
     def __enter__(self) -> Self:
-        self._say(f"{self.title}: starting")
+        self._say(f"{self.title}: {self.doing}")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,11 +58,11 @@ class PlainLines:
 class LiveTable:
     """A rich table, redrawn in place; readable at 60 columns."""
 
-    def __init__(self, stream: TextIO, title: str) -> None:
+    def __init__(self, stream: TextIO, title: str, doing: str) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self.title = title
+        self.title, self.doing = title, doing
         self.progress: Progress | None = None
         self._began = self._heard = time.monotonic()
         self.console: Console = Console(file=stream, highlight=False)
@@ -85,7 +88,7 @@ class LiveTable:
         from rich.text import Text
 
         if self.progress is None:
-            return Text(f"{self.title}: starting ({clock(time.monotonic() - self._began)})")
+            return Text(f"{self.title}: {self.doing} ({clock(time.monotonic() - self._began)})")
         since = time.monotonic() - self._heard
         head = Text(headline(self.title, self.progress, since), overflow="fold")
         return Group(head, table(self.progress, self.console.width)) if self.progress.arms else head

@@ -24,17 +24,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grokscale.control import NOW, ask_stop, has_ended, holder
+from grokscale.control import NOW, ask_stop, has_ended, holder, noted_progress
 from grokscale.errors import GrokscaleError, InputError, suggest
 from grokscale.spec import Resolved, parse
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+    from grokscale.desk import Progress
     from grokscale.entries import Registry
     from grokscale.store import Store
 
 POLL_S = 0.2
+WATCH_S = 0.5  # between two looks at how far a sweep is
 START_S = 60.0  # within which a detached driver has to hold its sweep's lock
 STOP_S = 30.0  # that a driver on a cluster has to stop in order
 KILL_S = 10.0  # after which a process that was not asked has to be gone
@@ -103,6 +105,25 @@ def listing(
 ) -> list[Status]:
     """Every sweep of the store, the latest first. client_of: of the cluster that a sweep may run on."""
     return [status(store, sweep_id, client_of(sweep_id)) for sweep_id in reversed(store.sweeps())]
+
+
+def watch(store: Store, sweep_id: str, client: JobSubmissionClient | None = None) -> Iterator[Progress]:
+    """How far a sweep is, as its driver says it, again and again while one runs."""
+    while driver(store, sweep_id, client):
+        if (now := progress(store, sweep_id)) is not None:
+            yield now
+        time.sleep(WATCH_S)
+
+
+def progress(store: Store, sweep_id: str) -> Progress | None:
+    """What the driver of a sweep last said of how far it is; None where there is nothing, or nothing to make out."""
+    from grokscale.desk import ArmProgress, Progress
+
+    said = noted_progress(store.sweep_dir(sweep_id)) or {}
+    try:
+        return Progress(**{**said, "arms": tuple(ArmProgress(**arm) for arm in said["arms"])})
+    except (KeyError, TypeError):
+        return None
 
 
 def address_of(store: Store, sweep_id: str) -> str | None:
@@ -406,5 +427,5 @@ def _every(seconds: float, limit: float) -> Iterator[None]:
 
 __all__ = [
     "Arm", "Status", "address_of", "again", "answered", "connect", "detach", "driver", "follow", "is_here",
-    "last_words", "listing", "status", "stop", "stop_trial", "submit", "wait_stopped",
+    "last_words", "listing", "progress", "status", "stop", "stop_trial", "submit", "wait_stopped", "watch",
 ]  # fmt: skip

@@ -14,13 +14,23 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from grokscale import answers, data, search
 from grokscale.checkpoint import tidy
-from grokscale.control import STOPPED, Stop, SweepInterrupted, forget_stops, locked, logged, mark_ended, notes_in
+from grokscale.control import (
+    STOPPED,
+    Stop,
+    SweepInterrupted,
+    forget_stops,
+    locked,
+    logged,
+    mark_ended,
+    note_progress,
+    notes_in,
+)
 from grokscale.desk import ArmProgress, Failure, Ledger, PhaseDesk, Phases, Progress
 from grokscale.errors import GrokscaleError
 from grokscale.parts import device_name, package_version
@@ -341,7 +351,7 @@ class _Sweep:
 
     def _heard(self, progress: Progress) -> None:
         self._charge(sum(arm.running for arm in progress.arms))
-        self._last = replace(
+        heard = replace(
             progress,
             sweep_id=self.sweep_id,
             status=progress.status or f"{progress.phase}: running",
@@ -349,7 +359,7 @@ class _Sweep:
             trained=self._work.trained if self._work else 0,
             reused=self._work.reused if self._work else 0,
         )
-        self.tell(self._last)
+        self._tell(heard)
 
     def _charge(self, running: int) -> None:
         """Add what trials under way have used since the last time."""
@@ -363,8 +373,12 @@ class _Sweep:
         """A line of status for whoever watches."""
         log.info(status)
         last = self._last or Progress(self.sweep_id, "", "")
-        self._last = replace(last, status=status, elapsed=time.monotonic() - self.began)
-        self.tell(self._last)
+        self._tell(replace(last, status=status, elapsed=time.monotonic() - self.began))
+
+    def _tell(self, progress: Progress) -> None:
+        self._last = progress
+        note_progress(self.store.sweep_dir(self.sweep_id), asdict(progress))
+        self.tell(progress)
 
     def close(self, status: str) -> str | None:
         """Ray goes, MLflow catches up; what kept it from that."""

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import pty
+import re
 import select
 import signal
+import struct
 import subprocess
+import termios
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from grokscale import registry, service
-from grokscale.control import STOPPED, holder, locked
+from grokscale.control import STOPPED, holder, locked, note_progress
+from grokscale.desk import ArmProgress, Progress
 from grokscale.errors import GrokscaleError, StoreError, TrialStopped
 from grokscale.spec import Resolved, parse
 from grokscale.store import Store
@@ -163,6 +171,43 @@ def test_submit_follows_to_the_answer(whole: tuple[Path, str], undisturbed: tupl
     assert "4/4" in verb(folder, "status", "tiny")
     assert f"{sweep_id}: done" in verb(folder, "submit", str(folder / "tiny.json"), "--detach")
     assert sweep_id in (listed := verb(folder, "list")) and " done " in listed
+
+
+def test_status_follows_live_until_its_driver_is_gone(place: Path) -> None:
+    file, sweep_id = write(place, **ENDLESS), resolved(**ENDLESS).sweep_id
+    verb(place, "submit", str(file), "--detach")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [*GROKSCALE, "status"]
+    process = subprocess.Popen(command, cwd=place, stdin=theirs, stdout=theirs, stderr=theirs, env=environment())
+    os.close(theirs)
+    seen = b""
+    while not re.search(rb"plain +0/1 +1 ", seen):  # one trial, under way
+        assert select.select([ours], [], [], PATIENCE_S)[0], seen
+        seen += os.read(ours, 4096)
+    assert f"{sweep_id}: search (exploratory) 0/1 trials".encode() in seen
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # what a terminal says once nobody holds its other side
+        while part := os.read(ours, 4096):
+            seen += part
+    os.close(ours)
+    assert process.wait() == 0 and b"runs on" in seen
+
+    assert f"{sweep_id}: running" in verb(place, "status")  # elsewhere than on a terminal: once
+    with watched(place, "status", "--follow") as lines:
+        until(lines, "| plain 0/1")
+        verb(place, "stop", "--now")
+        until(lines, f"{sweep_id}: stopped; grokscale resume")
+
+
+def test_progress_that_cannot_be_made_out_is_none(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = store.sweep_dir("a-00000000")
+    note_progress(folder, asdict(Progress("a-00000000", "search", "", (ArmProgress("plain", 2),))))
+    assert service.progress(store, "a-00000000") == Progress("a-00000000", "search", "", (ArmProgress("plain", 2),))
+    for text in ("", "[]", "{}", "{", '{"arms": [1]}', '{"arms": [], "more": 1}', "\xff"):
+        (folder / "progress.json").write_text(text, "latin-1")
+        assert service.progress(store, "a-00000000") is None, text
 
 
 def test_stopped_killed_and_resumed_is_as_undisturbed(place: Path, undisturbed: tuple[Any, Any]) -> None:

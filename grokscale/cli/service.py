@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -89,13 +90,29 @@ def list_(address: Address = None, store: StorePath = None) -> None:
 
 
 @app.command()
-def status(sweep: Sweep = None, address: Address = None, store: StorePath = None) -> None:
-    """Say how far a sweep is, and where it runs."""
-    from grokscale import service
+def status(
+    sweep: Sweep = None,
+    follow: Annotated[
+        bool | None, typer.Option("--follow/--once", help="Show it live while it runs; on a terminal without asking.",
+                                  show_default=False)] = None,
+    address: Address = None,
+    store: StorePath = None,
+) -> None:  # fmt: skip
+    """Say how far a sweep is, and where it runs: live on a terminal, as `sweep` shows it. Ctrl-C only looks away."""
+    from grokscale import live, service
 
     opened = open_store(store)
     sweep_id = opened.find_sweep(sweep)
-    typer.echo(_table(service.status(opened, sweep_id, _client(address) or _watching(opened, sweep_id))))
+    client = _client(address) or _watching(opened, sweep_id)
+    if sys.stdout.isatty() if follow is None else follow:
+        try:
+            if where := service.driver(opened, sweep_id, client):
+                with live.watch(sys.stderr, sweep_id, where) as view:
+                    for progress in service.watch(opened, sweep_id, client):
+                        view(progress)
+        except KeyboardInterrupt:
+            _runs_on(sweep_id)
+    typer.echo(_table(service.status(opened, sweep_id, client)))
 
 
 @app.command()
@@ -230,8 +247,7 @@ def _follow(store: Store, sweep_id: str, client: JobSubmissionClient | None) -> 
         for line in service.follow(store, sweep_id, still=lambda: bool(service.driver(store, sweep_id, client))):
             say(line)
     except KeyboardInterrupt:
-        say(f"{sweep_id} runs on; grokscale status, logs -f, stop")
-        raise typer.Exit(0) from None
+        _runs_on(sweep_id)
     end = service.status(store, sweep_id, client)
     if end.state != "done":
         said = service.last_words(client, sweep_id) if client is not None else ""
@@ -239,6 +255,11 @@ def _follow(store: Store, sweep_id: str, client: JobSubmissionClient | None) -> 
     from grokscale.report import results_text
 
     typer.echo(results_text(store, sweep_id), nl=False)
+
+
+def _runs_on(sweep_id: str) -> NoReturn:
+    say(f"{sweep_id} runs on; grokscale status, logs -f, stop")
+    raise typer.Exit(0) from None
 
 
 def _table(one: Status) -> str:
