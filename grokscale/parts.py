@@ -7,7 +7,7 @@ import platform
 import subprocess
 import uuid
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +22,7 @@ from grokscale.signatures import Measures, signatures
 from grokscale.spec import TrialSpec
 from grokscale.spec.trial import canonical_json
 from grokscale.store import Store
-from grokscale.train import Evaluation, timing
+from grokscale.train import Evaluation, timings
 
 
 def write_part(store: Store, spec: TrialSpec, evaluation: Evaluation, *, device: str = "cpu", wall_s: float,
@@ -71,16 +71,16 @@ def _by_seed(columns: Mapping[str, Any]) -> Mapping[int, Measures]:
     return defaultdict(dict, found)
 
 
-def timing_row(
-    spec: TrialSpec, *, threads: int, device: str = "cpu", registry: Registry | None = None
-) -> dict[str, Any]:
-    """A row of `timings`: solo seconds per step of a trial, measured here and now on `threads` threads."""
+def timing_rows(
+    specs: Sequence[TrialSpec], *, threads: int, device: str = "cpu", registry: Registry | None = None
+) -> list[dict[str, Any]]:
+    """Rows of `timings`: solo seconds per step of trials, measured here and now, in turns, on `threads` threads."""
     torch.set_num_threads(threads)
-    on, off = timing(spec, device=device, registry=registry)
-    return {
-        "trial_id": spec.trial_id, "device": device_name(device), "threads": threads, "seconds_on": on,
-        "seconds_off": off, "torch": torch.__version__, "host": platform.node(),
-    }  # fmt: skip
+    where = {"device": device_name(device), "threads": threads, "torch": torch.__version__, "host": platform.node()}
+    return [
+        {"trial_id": spec.trial_id, **where, "seconds_on": on, "seconds_off": off}
+        for spec, (on, off) in zip(specs, timings(specs, device=device, registry=registry), strict=True)
+    ]
 
 
 def provenance(spec: TrialSpec, device: str, *, compiled: bool = False) -> dict[str, Any]:

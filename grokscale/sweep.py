@@ -275,7 +275,7 @@ class _Sweep:
         return search.tau_confirm(search.times(rows, self.resolved.horizon), self.resolved.horizon)
 
     def _time(self) -> None:
-        """Seconds per step of every winner, alone on this device: all in one sitting, if any is not known.
+        """Seconds per step of every winner, alone on this device: all in one sitting and in turns, if any is not known.
 
         A ratio of times that were taken on different days compares the days.
         """
@@ -291,17 +291,15 @@ class _Sweep:
         cluster = self._started()
         # MLflow would take part of what is to be timed.
         with self._mirror.paused() if self._mirror is not None else nullcontext():
-            for trial_id, arm in {trial_id: arm for arm, trial_id in ids.items()}.items():
-                self.say(f"timing {arm}")
-                spec = self.resolved.trial(arm, winners[arm].params)
-                try:
-                    row = cluster.timing(spec.canonical(), resources.cpus, device, self.stop)
-                except GrokscaleError as error:  # the answer in steps stands without it
-                    log.error("%s (%s): %s", trial_id, arm, error)
-                    continue
-                if row is not None:
-                    self.store.append("timings", [row])
-                self.stop.check()
+            self.say("timing the winners")
+            specs = {trial_id: self.resolved.trial(arm, winners[arm].params) for arm, trial_id in ids.items()}
+            try:
+                rows = cluster.timings([s.canonical() for s in specs.values()], resources.cpus, device, self.stop)
+            except GrokscaleError as error:  # the answer in steps stands without it
+                log.error("the winners are not timed: %s", error)
+            else:
+                self.store.append("timings", rows)
+            self.stop.check()
 
     def _answer(self) -> None:
         """Store the speed-ups, unless the store has them as they are."""

@@ -51,7 +51,7 @@ from ray.tune.search import Searcher  # noqa: E402
 from grokscale import data  # noqa: E402
 from grokscale.errors import GrokscaleError, StoreError, TrialStopped  # noqa: E402
 from grokscale.train import lanes_for  # noqa: E402
-from grokscale.worker import SweepTrainable, time_trial  # noqa: E402
+from grokscale.worker import SweepTrainable, time_trials  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -386,11 +386,13 @@ class Cluster:
         if searcher.problem is not None:
             raise searcher.problem
 
-    def timing(self, spec_json: str, threads: int, device: str, stop: Callable[[], bool]) -> dict[str, Any] | None:
-        """A row of `timings` for a trial that runs with nothing beside it; None where it was told to stop."""
+    def timings(
+        self, specs: Sequence[str], threads: int, device: str, stop: Callable[[], bool]
+    ) -> list[dict[str, Any]]:
+        """Rows of `timings` for trials, given as JSON, with nothing beside them; [] where it was told to stop."""
         self.start()
-        remote = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=FAILURES)(time_trial)
-        ready = remote.remote(spec_json, threads, device, str(data.folder()))
+        remote = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=FAILURES)(time_trials)
+        ready = remote.remote(list(specs), threads, device, str(data.folder()))
         while not stop():
             done, _ = ray.wait([ready], timeout=0.3)
             if done:
@@ -399,7 +401,7 @@ class Cluster:
                 except RayError as error:
                     raise GrokscaleError(f"timing failed: {error}") from error
         ray.cancel(ready, force=True)
-        return None
+        return []
 
     def close(self) -> None:
         """Stop the Ray that is ours and remove what it left."""

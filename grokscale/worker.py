@@ -25,7 +25,7 @@ from grokscale.control import NOW, STOPPED
 from grokscale.errors import GrokscaleError, StoreError, TrialStopped
 from grokscale.outcomes import Again, again, answers
 from grokscale.packing import fitting, share_of
-from grokscale.parts import timing_row, write_part
+from grokscale.parts import timing_rows, write_part
 from grokscale.spec import Resolved, TrialSpec, parse, seed_for
 from grokscale.store import Store
 from grokscale.store.files import GONE
@@ -277,10 +277,10 @@ class SweepTrainable(tune.Trainable):
         self._work = self._steps = None
 
 
-def time_trial(spec_json: str, threads: int, device: str, folder: str) -> dict[str, Any]:
-    """A row of `timings` of a trial, on whatever runs this. folder: where data files are."""
+def time_trials(specs: Sequence[str], threads: int, device: str, folder: str) -> list[dict[str, Any]]:
+    """Rows of `timings` of trials, given as JSON, on whatever runs this. folder: where data files are."""
     data.use(folder)
-    return timing_row(TrialSpec.from_json(spec_json), threads=threads, device=device)
+    return timing_rows([TrialSpec.from_json(spec) for spec in specs], threads=threads, device=device)
 
 
 class MethodTrainable(tune.Trainable):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from grokscale.models import initial
 from grokscale.rng import generator
 from grokscale.spec import TrialSpec
 from grokscale.tasks.base import Task
-from grokscale.train import Evaluation, compiler, lanes_for, next_evaluation, packs, train
+from grokscale.train import Evaluation, compiler, lanes_for, next_evaluation, packs, timings, train
 from tests import reference as ref
 from tests import reference_egd, reference_grokfast
 from tests.trials import FORMS, GROKS, REGISTRY, trial
@@ -422,3 +423,16 @@ def test_bf16_rounds_products_and_keeps_parameters_in_float32(form: str) -> None
     left, right = a.curves()["train_loss"], b.curves()["train_loss"]
     assert not np.array_equal(left, right)
     assert np.allclose(left, right, rtol=0.05)
+
+
+# ---------------------------------------------------------------------------------------------- timing
+
+
+def test_trials_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that gets slower all the while does so for each of them: every look takes 5 % longer than the last."""
+    looks = itertools.accumulate(1.05**k for k in itertools.count())
+    monkeypatch.setattr(time, "perf_counter", lambda: next(looks))
+    specs = [trial(GROKS, "none"), trial(GROKS, "egd"), trial(GROKS, "none")]
+    (first, plain), (_, off), (last, _) = timings(specs, registry=REGISTRY)
+    assert 1 < last / first < 1.05**8  # three trials and one with its method off: 8 looks a round
+    assert first == plain and first < off < last

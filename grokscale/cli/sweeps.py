@@ -121,7 +121,7 @@ def run(
     entries, resolved = resolve(file, set_)
     from grokscale import memory, packing, solo
     from grokscale.entries import content_digest
-    from grokscale.parts import timing_row
+    from grokscale.parts import timing_rows
     from grokscale.spec import seed_for
 
     label = arm or resolved.experiment.baseline
@@ -154,7 +154,7 @@ def run(
     )
     typer.echo(solo.table(spec, rows, resolved.horizon, solo.epoch_steps(spec, entries)), nl=False)
     if timing:
-        row = timing_row(spec, threads=resources.cpus, registry=entries)
+        [row] = timing_rows([spec], threads=resources.cpus, registry=entries)
         if opened is not None:
             opened.append("timings", [row])
         typer.echo("\n" + solo.timing_line(row), nl=False)

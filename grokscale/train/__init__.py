@@ -17,12 +17,12 @@ from grokscale.train import heap
 from grokscale.train.lanes import Lanes, lanes_for
 from grokscale.train.pack import METRICS, Evaluation, Kept, next_evaluation
 from grokscale.train.program import DTYPES, Program, compiler
-from grokscale.train.run import packs, timing, train
+from grokscale.train.run import packs, timings, train
 from grokscale.train.shards import sharded
 
 __all__ = [
     "DTYPES", "METRICS", "Evaluation", "Kept", "Lanes", "Program", "compiler", "lanes_for", "next_evaluation", "packs",
-    "sharded", "timing", "train",
+    "sharded", "timings", "train",
 ]  # fmt: skip
 
 heap.keep()

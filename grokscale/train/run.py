@@ -16,6 +16,10 @@ from grokscale.train.lanes import Lanes
 from grokscale.train.pack import Evaluation, Pack
 from grokscale.train.program import Program
 
+BLOCK = 40  # steps that a trial takes in its turn when trials are timed: a multiple of the usual periods
+TURNS, TURNS_MIN = 50, 5
+SPEND_S = 3.0  # on a trial, where that is more than TURNS_MIN turns
+
 
 def train(
     spec: TrialSpec,
@@ -59,36 +63,56 @@ def packs(seeds: Sequence[int], lanes: int) -> list[list[int]]:
     return [list(seeds[i : i + lanes]) for i in range(0, len(seeds), lanes)]
 
 
-def timing(
-    spec: TrialSpec, *, steps: int = 200, device: str = "cpu", registry: Registry | None = None
-) -> tuple[float, float]:
-    """Solo seconds per step of one replica alone: (with the method, with the method off), evaluation not counted.
+def timings(
+    specs: Sequence[TrialSpec], *, device: str = "cpu", registry: Registry | None = None
+) -> list[tuple[float, float]]:
+    """Solo seconds per step of one replica of each trial: (with the method, with the method off), evaluation left out.
 
+    The trials take turns, BLOCK steps each, for TURNS rounds or what SPEND_S allows; of every trial the median counts.
+    What they are compared by are ratios: a machine that is slower for a while is so for all of them.
     Off is the same trial with method "none"; the two differ only for a method that has a switch, else both are on.
     As in a long run: what is written down after a while (`replay`) is from the start.
     """
-    registry = registry or registry_.load(spec.plugins)
-    program = Program(spec, registry, device, patience=0)
-    on = _seconds_per_step(program, steps)
-    if program.transform.active is None:
-        return on, on
-    return on, _seconds_per_step(Program(spec, registry, device, methods=[{"name": "none"}], patience=0), steps)
+    pairs = []
+    for spec in specs:
+        entries = registry or registry_.load(spec.plugins)
+        on = Program(spec, entries, device, patience=0)
+        off = on.transform.active and Program(spec, entries, device, methods=[{"name": "none"}], patience=0)
+        pairs.append((_Watch(on), _Watch(off) if off else None))
+    watches = [watch for pair in pairs for watch in pair if watch is not None]
+    for watch in watches:
+        watch.block()  # to get warm
+    spent = sum(watch.block() for watch in watches)
+    for _ in range(min(TURNS, max(TURNS_MIN, int(SPEND_S * len(watches) / spent))) - 1):
+        for watch in watches:
+            watch.block()
+    return [(on.seconds, off.seconds if off else on.seconds) for on, off in pairs]
 
 
-def _seconds_per_step(program: Program, steps: int) -> float:
-    """Seconds per step of a single lane, the median over blocks after a warm-up block."""
-    lanes = Lanes(program, [0], [0])
-    block = max(1, steps // 5)
-    times = []
-    with torch.no_grad():
-        for i in range(6):
-            _wait(program.device)
-            start = time.perf_counter()
-            for step in range(i * block + 1, (i + 1) * block + 1):
-                lanes.step(step)
-            _wait(program.device)
-            times.append((time.perf_counter() - start) / block)
-    return float(np.median(times[1:]))
+class _Watch:
+    """A single lane, and how long its blocks of steps took."""
+
+    def __init__(self, program: Program) -> None:
+        self.lanes, self.step = Lanes(program, [0], [0]), 0
+        self.blocks: list[float] = []
+
+    def block(self) -> float:
+        """Take BLOCK steps; seconds of all of them."""
+        device = self.lanes.program.device
+        with torch.no_grad():
+            _wait(device)
+            began = time.perf_counter()
+            for _ in range(BLOCK):
+                self.step += 1
+                self.lanes.step(self.step)
+            _wait(device)
+        self.blocks.append(time.perf_counter() - began)
+        return self.blocks[-1]
+
+    @property
+    def seconds(self) -> float:
+        """Per step, the median over blocks but for the first."""
+        return float(np.median(self.blocks[1:])) / BLOCK
 
 
 def _wait(device: torch.device) -> None:
