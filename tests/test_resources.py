@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray import tune
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 from ray.tune.search import Searcher
 
@@ -381,6 +384,38 @@ def test_nodes_that_come_later_get_trials_too() -> None:
     assert searcher.suggest("three") is None
     searcher.on_trial_complete("two", {"parts": ()})
     assert searcher.suggest("three") == {"job": 3}
+
+
+def test_processes_start_side_by_side(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, a second would never come where trials are over sooner than a process has begun."""
+    cluster = Cluster(1, 0)
+    if cluster.slots < 2:
+        pytest.skip("one processor only")
+
+    class Waits(tune.Trainable):
+        def setup(self, config: dict[str, Any]) -> None:
+            Path(config["folder"], str(os.getpid())).touch()
+            end = time.monotonic() + 60
+            while len(os.listdir(config["folder"])) < 2 and time.monotonic() < end:
+                time.sleep(0.05)
+            self.met = len(os.listdir(config["folder"])) == 2
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            return True
+
+        def step(self) -> dict[str, Any]:
+            return {"finished": 0, "grokked": 0, "parts": [self.met], "done": True}
+
+    class Two(_Desk):
+        wanted, through = 2, property(lambda self: len(self.said) == 2)  # pyright: ignore[reportAssignmentType]
+        report = tick = lambda self, *_: None
+
+    desk = Two()
+    desk.jobs = [(("search", "plain", number), {"folder": str(tmp_path)}) for number in range(2)]
+    monkeypatch.setattr("grokscale.tuner.SweepTrainable", Waits)
+    cluster.run(desk, lambda: False)  # pyright: ignore[reportArgumentType]
+    cluster.close()
+    assert sorted(desk.said) == [(("search", "plain", number), [True]) for number in range(2)]
 
 
 def test_a_store_that_is_full_ends_the_sweep_and_not_the_trial() -> None:

@@ -199,6 +199,18 @@ def replace_node(site: Site) -> bool:
     return True
 
 
+def kill_raylet(site: Site) -> bool:
+    """SIGKILL to the other host's raylet alone: its workers end by themselves; then another host joins."""
+    hosts, node = site.hosts, max(site.hosts.nodes - {1})
+    trained = bool(hosts.workers(node))
+    if trained:
+        for pid in hosts.raylets(node):
+            send(pid, signal.SIGKILL)
+        until(lambda: not hosts.workers(node), "workers without a raylet end", 60.0)
+        _join(hosts, node)
+    return trained
+
+
 def restart_head(site: Site) -> bool:
     """The head loses power, the driver and the cluster's memory with it, and comes back; the others find out."""
     hosts, node = site.hosts, max(site.hosts.nodes - {1})
@@ -338,8 +350,8 @@ def sweep_beside(site: Site) -> bool:
 
 
 KILLS: dict[str, Fault] = {
-    "driver SIGKILL": kill_driver, "worker SIGKILL": kill_worker, "node killed, a new one joins": replace_node,
-    "head killed and restarted": restart_head,
+    "driver SIGKILL": kill_driver, "worker SIGKILL": kill_worker, "raylet SIGKILL": kill_raylet,
+    "node killed, a new one joins": replace_node, "head killed and restarted": restart_head,
 }  # fmt: skip
 OTHERS: dict[str, Fault] = {
     "partition of 30 s between head and worker": cut_network, "worker SIGSTOP 20 s": stop_worker,
