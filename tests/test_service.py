@@ -219,8 +219,10 @@ def test_stopped_killed_and_resumed_is_as_undisturbed(place: Path, undisturbed: 
     again = verb(place, "submit", str(file), "--detach")
     assert first == again == f"{sweep_id}: process {pid} on {os.uname().nodename}\n"
     with watched(place, "logs", "-f") as lines:
-        until(lines, ": ended, objective")
-        os.kill(pid, signal.SIGSTOP)
+        until(lines, "phase search")
+    log = store.sweep_dir(sweep_id) / "log.txt"
+    wait_until(lambda: ": ended, objective" in log.read_text(), "a trial ends", every=0.005)
+    os.kill(pid, signal.SIGSTOP)
     running = verb(place, "status")
     assert f"{sweep_id}: running, process {pid}" in running and "search" in running
     assert " running " in verb(place, "list")
@@ -237,7 +239,6 @@ def test_stopped_killed_and_resumed_is_as_undisturbed(place: Path, undisturbed: 
     assert 0 < stopped < len(undisturbed[1])
 
     # Caught as it hands a trial out: what is under way then may end, and no verb would be quick enough to see it.
-    log = store.sweep_dir(sweep_id) / "log.txt"
     handed = log.read_text().count(": trial ")
     verb(place, "resume", "--detach")
     pid = pid_of(store, sweep_id)
