@@ -118,10 +118,19 @@ Overrides = Annotated[
     list[str] | None,
     option("--set", metavar="a.b=c", help="Override: search.trials=8, arm.LABEL.set.KNOB=1. Repeatable."),
 ]
+Packs = Annotated[
+    str | None,
+    option("--replicas-per-pack", metavar="auto|N", help="How many train side by side: --set resources.lanes=N."),
+]
 Output = Annotated[Path | None, option("--output", "-o", help="A file in place of stdout.")]
 Plugins = Annotated[
     list[str] | None, option("--plugin", metavar="MODULE", help="Also what this module adds. Repeatable.")
 ]
+
+
+def with_packs(overrides: Sequence[str] | None, replicas: str | None) -> list[str]:
+    """The overrides, and that of --replicas-per-pack."""
+    return [*(overrides or ()), *([] if replicas is None else [f"resources.lanes={replicas}"])]
 
 
 def _version(wanted: bool) -> None:

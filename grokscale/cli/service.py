@@ -15,6 +15,7 @@ from grokscale.cli.base import (
     Data,
     File,
     Overrides,
+    Packs,
     StorePath,
     Sweep,
     app,
@@ -23,6 +24,7 @@ from grokscale.cli.base import (
     resolve,
     say,
     use_data,
+    with_packs,
 )
 from grokscale.errors import GrokscaleError
 
@@ -45,6 +47,7 @@ def submit(
     detach: Detach = False,
     wait: Wait = 60.0,
     set_: Overrides = None,
+    replicas_per_pack: Packs = None,
     data: Data = None,
     store: StorePath = None,
 ) -> None:
@@ -56,7 +59,8 @@ def submit(
     from grokscale import service, track
 
     use_data(data)
-    _, resolved = resolve(file, set_)
+    overrides = with_packs(set_, replicas_per_pack)
+    _, resolved = resolve(file, overrides)
     address = address or resolved.experiment.cluster.address
     if address is None:
         track.variable_uri()  # a password in it is refused here, and not by a driver that nobody sees
@@ -66,7 +70,7 @@ def submit(
     if service.answered(opened, resolved):
         typer.echo(f"{sweep_id}: done")
     elif client is None:
-        command = ["sweep", str(file.resolve()), *_options(opened, data, set_)]
+        command = ["sweep", str(file.resolve()), *_options(opened, data, overrides)]
         where = service.detach(opened, sweep_id, command)
         typer.echo(f"{sweep_id}: {where or 'done'}")
     else:
@@ -172,6 +176,7 @@ def resume(
     address: Address = None,
     wait: Wait = 60.0,
     set_: Overrides = None,
+    replicas_per_pack: Packs = None,
     data: Data = None,
     store: StorePath = None,
 ) -> None:
@@ -185,7 +190,7 @@ def resume(
     use_data(data)
     opened = open_store(store)
     sweep_id = opened.find_sweep(sweep)
-    overrides = list(set_ or ())
+    overrides = with_packs(set_, replicas_per_pack)
     if add_trials:
         before = service.again(opened, sweep_id, load_registry).experiment.search.trials
         overrides.append(f"search.trials={before + add_trials}")

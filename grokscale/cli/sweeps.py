@@ -13,6 +13,7 @@ from grokscale.cli.base import (
     Data,
     File,
     Overrides,
+    Packs,
     StorePath,
     Until,
     app,
@@ -25,6 +26,7 @@ from grokscale.cli.base import (
     seed_numbers,
     this_command,
     use_data,
+    with_packs,
     write_file,
 )
 from grokscale.errors import GrokscaleError, InputError
@@ -39,6 +41,7 @@ def sweep(
     file: File,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say the cost; write nothing.")] = False,
     set_: Overrides = None,
+    replicas_per_pack: Packs = None,
     data: Data = None,
     store: StorePath = None,
 ) -> None:
@@ -47,14 +50,15 @@ def sweep(
     Search, race, confirm on fresh seeds, compare. The same command again goes on where it stopped.
     """
     use_data(data)
+    overrides = with_packs(set_, replicas_per_pack)
     if dry_run:
         say(f"{file}: measuring a few steps")
-        entries, resolved = resolve(file, set_)
+        entries, resolved = resolve(file, overrides)
         from grokscale.preview import dry_run as preview
 
         typer.echo(preview(resolved, entries), nl=False)
         return
-    run_and_print(lambda: resolve(file, set_)[1], file.stem, store)
+    run_and_print(lambda: resolve(file, overrides)[1], file.stem, store)
 
 
 def run_and_print(resolved: Callable[[], Resolved], title: str, store: str | Store | None) -> None:
