@@ -201,7 +201,7 @@ def test_methods_and_tasks_list_every_entry() -> None:
         (["results"], "no sweep"),
         (["sweep", "missing.toml"], "tiny.toml"),
         (["sweep", "tiny.toml", "--set", "search.trails=3"], "did you mean 'trials'"),
-        (["sweep", "tiny.toml", "--replicas-per-pack", "3"], "--set resources.lanes=3: resources: lanes must be a power"),
+        (["sweep", "tiny.toml", "--replicas-per-pack", "3"], "resources.lanes=3: resources: lanes must be a power"),
         (["submit", "tiny.toml", "--replicas-per-pack", "3"], "lanes must be a power of two"),
         (["run", "tiny.toml", "--arm", "egd-colnrm"], "did you mean 'egd-colnorm'"),
         (["run", "tiny.toml", "--seed-list", "1,x"], "--seed-list"),
