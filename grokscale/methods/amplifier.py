@@ -27,7 +27,7 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -176,21 +176,30 @@ def _evaluate(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Ten
 
 def _pull(slope: Tensor, x: Tensor, piece: Tensor, mids: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
     """What `_Pull` computes; step 3 above."""
-    layers, sums = _layers(weights), _sums(slope, x, piece, mids)
+    layers, sums, mids = _layers(weights), _sums(slope, x, piece, mids), mids.contiguous()
     total = [torch.zeros_like(w, dtype=torch.float64) for w in weights]
+    if len(layers) == 1:
+        whole = sums.sum(1)
+        return [whole[:, :1].unsqueeze(2).to(weights[0].dtype), whole[:, 1:].to(weights[1].dtype)]
+    first = _Units.of(x.amin(1).double(), x.amax(1).double(), *layers[0])
+    maps, backs = _parents(first.into(*layers[1]), first.found, mids), []
     for block in range(0, mids.shape[1], BLOCK):
         here = slice(block, block + BLOCK)
-        forms, signs = [_identity(mids[:, here])], []
-        for w, b in layers[:-1]:
-            z = _affine(forms[-1], w, b)
+        z, forms, signs = maps[:, here], [], []
+        for w, b in layers[2:]:
             signs.append(_positive(z, mids[:, here]))
             forms.append(z * signs[-1])
+            z = _affine(forms[-1], w, b)
         back = sums[:, here, :, None]
-        for i in reversed(range(len(layers))):
-            total[2 * i] += back.flatten(1, 2).mT @ forms[i].flatten(1, 2)
+        for i in reversed(range(2, len(layers))):
+            total[2 * i] += back.flatten(1, 2).mT @ forms[i - 2].flatten(1, 2)
             total[2 * i + 1] += back[:, :, 1].sum(1)
-            if i:
-                back = (back.flatten(1, 2) @ layers[i][0]).view_as(forms[i]) * signs[i - 1]
+            back = (back.flatten(1, 2) @ layers[i][0]).view_as(forms[i - 2]) * signs[i - 2]
+        backs.append(back)
+    back = torch.cat(backs, 1)
+    total[3] = back[:, :, 1].sum(1)
+    total[0], total[1], total[2] = first.pull(back, mids, layers[1][0])
+    total[0] = total[0].unsqueeze(-1)
     return [t.to(w.dtype) for t, w in zip(total, weights, strict=True)]
 
 
@@ -231,20 +240,84 @@ def _positive(z: Tensor, points: Tensor) -> Tensor:
 def _pieces(low: Tensor, high: Tensor, layers: Layers) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Knots (L, P - 1), sorted, infinity where a lane has no more; a point inside, slope and offset (L, P) of the
     pieces of [low, high], both (L,)."""
-    found = low.new_full((len(low), 0), math.inf)
+    first = _Units.of(low, high, *layers[0]) if len(layers) > 1 else None
+    found = first.found if first else low.new_full((len(low), BLOCK - 1), math.inf)
     left, right, mids = _edges(found, low, high)
-    forms = _identity(mids)
-    for w, b in layers[:-1]:
-        z = _affine(forms, w, b)
+    z = first.into(*layers[1]) if first else _affine(_identity(mids), *layers[0])
+    for w, b in layers[2:]:
         roots = -z[:, :, 1] / z[:, :, 0]
         inside = (roots > left.unsqueeze(-1)) & (roots < right.unsqueeze(-1))
         coarse, found = found, _merged(found, roots, inside)
         left, right, mids = _edges(found, low, high)
-        parent = torch.searchsorted(coarse, mids)
-        z = z.gather(1, parent[:, :, None, None].expand(-1, -1, *z.shape[2:]))
-        forms = z * _positive(z, mids)
-    slope, offset = _affine(forms, *layers[-1]).squeeze(-1).unbind(-1)
+        z = _parents(z, coarse, mids)
+        z = _affine(z * _positive(z, mids), w, b)
+    slope, offset = z.squeeze(-1).unbind(-1)
     return found, mids, slope, offset
+
+
+class _Units(NamedTuple):
+    """The first hidden layer on [low, high]: units that are on all along, or off, or turn at one point, their root.
+
+    From piece to piece one unit turns, so what the next layer makes of them is a running sum over pieces, at a cost of
+    pieces x units where a product for every piece costs that times the units of the layer before.
+
+    slope, offset: of the units, (L, h).  turns: which do.  on: which are on at `low`.
+    found: their roots, sorted, (L, K) in whole blocks of pieces.  unit: whose they are, 0 where there is none.
+    """
+
+    slope: Tensor
+    offset: Tensor
+    turns: Tensor
+    on: Tensor
+    roots: Tensor
+    found: Tensor
+    unit: Tensor
+
+    @staticmethod
+    def of(low: Tensor, high: Tensor, w: Tensor, b: Tensor) -> _Units:
+        """w: (L, h, 1).  b: (L, h)."""
+        slope, low, high = w.squeeze(-1), low.unsqueeze(1), high.unsqueeze(1)
+        roots = -b / slope
+        turns = (roots > low) & (roots < high)
+        roots = torch.where(turns, roots, math.inf)
+        on = torch.where(turns, slope < 0, slope * (low + (high - low) / 2) + b > 0)
+        found, unit = roots.sort(1)
+        room = BLOCK * (int(turns.sum(1).max()) // BLOCK + 1) - 1
+        found = torch.nn.functional.pad(found, (0, max(0, room - found.shape[1])), value=math.inf)[:, :room]
+        unit = torch.nn.functional.pad(unit, (0, max(0, room - unit.shape[1])))[:, :room]
+        return _Units(slope, b, turns, on, roots, found, unit)
+
+    def into(self, w: Tensor, b: Tensor) -> Tensor:
+        """What a layer w (L, out, h), b (L, out) makes of them on every piece: affine maps (L, K + 1, 2, out)."""
+        start = torch.stack([self.slope, self.offset], 1) * self.on.unsqueeze(1) @ w.mT
+        start[:, 1] += b
+        rise = self.slope.sign() * torch.isfinite(self.roots)  # +1 turns on, -1 off, from left to right
+        turn = torch.stack([self.slope * rise, self.offset * rise], -1)
+        unit = self.unit.unsqueeze(-1)
+        turn = turn.gather(1, unit.expand(-1, -1, 2)) * torch.isfinite(self.found).unsqueeze(-1)
+        steps = turn.unsqueeze(-1) * w.mT.gather(1, unit.expand(-1, -1, w.shape[1])).unsqueeze(2)
+        return torch.cat([start.unsqueeze(1), steps], 1).cumsum(1)
+
+    def pull(self, back: Tensor, mids: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of slope (L, h), offset (L, h) and w (L, out, h).
+
+        back: of what `into` gave, on pieces with these points, (L, P, 2, out).  mids: (L, P), in their order.
+        """
+        summed = torch.nn.functional.pad(back.cumsum(1), (0, 0, 0, 0, 1, 0))  # over the pieces to the left
+        whole = summed[:, -1:]
+        place = torch.searchsorted(mids, self.roots)[:, :, None, None].expand(-1, -1, *back.shape[2:])
+        left = summed.gather(1, place)  # of a unit's root; all of them where it does not turn
+        mine = torch.where((self.turns & ~self.on)[:, :, None, None], whole - left, left)
+        mine = mine * (self.turns | self.on)[:, :, None, None]  # of the pieces where it is on: (L, h, 2, out)
+        slope, offset = (mine * w.mT.unsqueeze(2)).sum(-1).unbind(-1)
+        forms = torch.stack([self.slope, self.offset], -1).unsqueeze(-1)
+        return slope, offset, (mine * forms).sum(2).mT
+
+
+def _parents(z: Tensor, coarse: Tensor, mids: Tensor) -> Tensor:
+    """Maps z (L, P, 2, h) on the pieces between the knots `coarse`, for finer pieces with points `mids`."""
+    parent = torch.searchsorted(coarse, mids)
+    return z.gather(1, parent[:, :, None, None].expand(-1, -1, *z.shape[2:]))
 
 
 def _edges(found: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
