@@ -5,7 +5,9 @@ piecewise affine with few pieces: about 10 for [128, 128] at initialisation. The
 entries:
 
 1. Knots, layer by layer. On every piece, every pre-activation is known as an affine map (slope, offset); its root,
-   where it falls inside the piece, is a knot. The pieces are split there and the next layer starts from them.
+   where it falls inside the piece, is a knot. The pieces are split there and the next layer starts from them. Units of
+   the first layer turn on or off once, one at every knot, so the second layer's maps are a running sum over pieces
+   (`_Units`), and only those of further layers a product for every piece.
 2. Values. Each entry looks up its piece; y = slope x + offset.
 3. Gradients. With s1 = sum of dL/dy x and s0 = sum of dL/dy over the entries of a piece, (s1, s0) is the gradient with
    respect to the piece's (slope, offset), and goes back through the network with the piece's signs.
@@ -15,7 +17,7 @@ no bound on the number of knots and no fallback, since the tables are as long as
 length is decided from values, which `torch.func.vmap` forbids; so the evaluation is a `torch.autograd.Function` whose
 own vmap rule sees all lanes at once, and what it does is one operation to who writes a step down (`train.replay`). A
 lane's bits do not depend on how long its neighbours' tables are: what a table is used for is elementwise, a look-up, or
-a product over blocks of BLOCK pieces, whose shape is always the same.
+a running sum, or a product over blocks of BLOCK pieces, whose shape is always the same.
 
 Legend: L lanes, N entries, P pieces (padded), h units of a layer. Pieces and their sums are float64 throughout.
 """
@@ -283,9 +285,9 @@ class _Units(NamedTuple):
         on = torch.where(turns, slope < 0, slope * (low + (high - low) / 2) + b > 0)
         found, unit = roots.sort(1)
         room = BLOCK * (int(turns.sum(1).max()) // BLOCK + 1) - 1
-        found = torch.nn.functional.pad(found, (0, max(0, room - found.shape[1])), value=math.inf)[:, :room]
-        unit = torch.nn.functional.pad(unit, (0, max(0, room - unit.shape[1])))[:, :room]
-        return _Units(slope, b, turns, on, roots, found, unit)
+        more = (0, max(0, room - found.shape[1]))
+        found = torch.nn.functional.pad(found, more, value=math.inf)[:, :room].contiguous()
+        return _Units(slope, b, turns, on, roots, found, torch.nn.functional.pad(unit, more)[:, :room])
 
     def into(self, w: Tensor, b: Tensor) -> Tensor:
         """What a layer w (L, out, h), b (L, out) makes of them on every piece: affine maps (L, K + 1, 2, out)."""

@@ -255,7 +255,9 @@ def flops(shapes: Mapping[str, tuple[int, ...]], roles: Mapping[str, Role], knob
     if knobs["kind"] not in LEARNED and not knobs["amplifier"]:
         return 8.0 * entries
     layers = (1, *widths(knobs["kind"], knobs["width"], knobs["depth"], knobs["hidden"]), 1)
-    network = sum(4.0 * amp.BLOCK * a * b for a, b in itertools.pairwise(layers))
+    # The second layer is a running sum over pieces, of which the first alone is a product.
+    network = sum(4.0 * (amp.BLOCK * b + a * b if i == 1 else amp.BLOCK * a * b)
+                  for i, (a, b) in enumerate(itertools.pairwise(layers)))  # fmt: skip
     forward, backward = 14.0 * entries + network, 16.0 * entries + 3 * network
     return forward + (0.0 if knobs["amplifier"] else (forward + backward) / knobs["period"])
 
