@@ -39,6 +39,7 @@ from grokscale.entries import content_digest
 from grokscale.transform import Params
 
 BLOCK = 64  # pieces whose affine maps go through a layer in one product
+STRETCH = 16  # pieces that are summed side by side; divides BLOCK
 CELLS = 4096  # of the grid over [min x, max x] that a look-up starts from
 CHUNK = 65_536  # entries worked on at a time on a CPU
 CLUSTER = 16  # knots in one cell beyond which a binary search is quicker
@@ -295,20 +296,18 @@ class _Units(NamedTuple):
         start[:, 1] += b
         rise = self.slope.sign() * torch.isfinite(self.roots)  # +1 turns on, -1 off, from left to right
         turn = torch.stack([self.slope * rise, self.offset * rise], -1)
-        unit = self.unit.unsqueeze(-1)
-        turn = turn.gather(1, unit.expand(-1, -1, 2)) * torch.isfinite(self.found).unsqueeze(-1)
-        steps = turn.unsqueeze(-1) * w.mT.gather(1, unit.expand(-1, -1, w.shape[1])).unsqueeze(2)
-        return torch.cat([start.unsqueeze(1), steps], 1).cumsum(1)
+        turn = _rows(turn, self.unit) * torch.isfinite(self.found).unsqueeze(-1)
+        steps = turn.unsqueeze(-1) * _rows(w.mT, self.unit).unsqueeze(2)
+        return _running(torch.cat([start.unsqueeze(1), steps], 1))
 
     def pull(self, back: Tensor, mids: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of slope (L, h), offset (L, h) and w (L, out, h).
 
-        back: of what `into` gave, on pieces with these points, (L, P, 2, out).  mids: (L, P), in their order.
+        back: of what `into` gave, on pieces with these points, (L, P, 2, out); used up.  mids: (L, P), in their order.
         """
-        summed = torch.nn.functional.pad(back.cumsum(1), (0, 0, 0, 0, 1, 0))  # over the pieces to the left
+        summed = torch.nn.functional.pad(_running(back), (0, 0, 0, 0, 1, 0))  # over the pieces to the left
         whole = summed[:, -1:]
-        place = torch.searchsorted(mids, self.roots)[:, :, None, None].expand(-1, -1, *back.shape[2:])
-        left = summed.gather(1, place)  # of a unit's root; all of them where it does not turn
+        left = _rows(summed, torch.searchsorted(mids, self.roots))  # of a unit's root; all where it does not turn
         mine = torch.where((self.turns & ~self.on)[:, :, None, None], whole - left, left)
         mine = mine * (self.turns | self.on)[:, :, None, None]  # of the pieces where it is on: (L, h, 2, out)
         slope, offset = (mine * w.mT.unsqueeze(2)).sum(-1).unbind(-1)
@@ -316,10 +315,23 @@ class _Units(NamedTuple):
         return slope, offset, (mine * forms).sum(2).mT
 
 
+def _running(values: Tensor) -> Tensor:
+    """Sums over the pieces so far of values (L, P, ...), in place, P in whole blocks.
+
+    Stretches first, and then one after the other: an order that does not depend on P, on any device, and on a CPU
+    several times as fast as `cumsum` along an inner axis.
+    """
+    parts = values.unflatten(1, (-1, STRETCH))
+    for k in range(1, STRETCH):
+        parts[:, :, k] += parts[:, :, k - 1]
+    for k in range(1, parts.shape[1]):
+        parts[:, k] += parts[:, k - 1, -1:]
+    return values
+
+
 def _parents(z: Tensor, coarse: Tensor, mids: Tensor) -> Tensor:
     """Maps z (L, P, 2, h) on the pieces between the knots `coarse`, for finer pieces with points `mids`."""
-    parent = torch.searchsorted(coarse, mids)
-    return z.gather(1, parent[:, :, None, None].expand(-1, -1, *z.shape[2:]))
+    return _rows(z, torch.searchsorted(coarse, mids))
 
 
 def _edges(found: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -360,6 +372,12 @@ def _places(index: Tensor, width: int) -> Tensor:
     if len(index) > 1:
         index = index + torch.arange(0, len(index) * width, width, dtype=index.dtype, device=index.device).unsqueeze(1)
     return index.reshape(-1)
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """Whole rows of tables (L, P, ...), index (L, n): (L, n, ...)."""
+    rows = table.reshape(table.shape[0] * table.shape[1], -1).index_select(0, _places(index, table.shape[1]))
+    return rows.view(*index.shape, *table.shape[2:])
 
 
 def _taken(table: Tensor, index: Tensor, here: Slab) -> Tensor:
