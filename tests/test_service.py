@@ -132,6 +132,25 @@ def pending(pid: int) -> set[int]:
     return {number for number in signal.valid_signals() if waiting >> (number - 1) & 1}
 
 
+def caught(store: Store, sweep_id: str, text: str, after: int = 0) -> int:
+    """The driver of a sweep, standing still since its log said so once more than `after` times."""
+    lock, log = (store.sweep_dir(sweep_id) / name for name in ("lock", "log.txt"))
+    wait_until(lambda: holder(lock) is not None and log.is_file(), "a driver")
+    pid = pid_of(store, sweep_id)
+    wait_until(lambda: log.read_text().count(text) > after, text, every=0.005)
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
+def let_go(pid: int, folder: Path, *words: str) -> str:
+    """What a verb says that sends SIGINT to a driver which stands still; it goes on once the signal waits for it."""
+    with ThreadPoolExecutor(1) as beside:
+        said = beside.submit(verb, folder, *words)
+        wait_until(lambda: signal.SIGINT in pending(pid), "the driver's signal")
+        os.kill(pid, signal.SIGCONT)
+        return said.result()
+
+
 def leave_no_driver(folder: Path) -> None:
     """A detached driver outlives a test that fails: not here."""
     for lock in folder.glob("runs/sweeps/*/lock"):
@@ -220,17 +239,11 @@ def test_stopped_killed_and_resumed_is_as_undisturbed(place: Path, undisturbed: 
     assert first == again == f"{sweep_id}: process {pid} on {os.uname().nodename}\n"
     with watched(place, "logs", "-f") as lines:
         until(lines, "phase search")
-    log = store.sweep_dir(sweep_id) / "log.txt"
-    wait_until(lambda: ": ended, objective" in log.read_text(), "a trial ends", every=0.005)
-    os.kill(pid, signal.SIGSTOP)
+    assert caught(store, sweep_id, ": ended, objective") == pid
     running = verb(place, "status")
     assert f"{sweep_id}: running, process {pid}" in running and "search" in running
     assert " running " in verb(place, "list")
-    with ThreadPoolExecutor(1) as beside:
-        said = beside.submit(verb, place, "stop")
-        wait_until(lambda: signal.SIGINT in pending(pid), "the driver's signal")
-        os.kill(pid, signal.SIGCONT)
-        assert f"{sweep_id}: stopped (process {pid} on" in said.result()
+    assert f"{sweep_id}: stopped (process {pid} on" in let_go(pid, place, "stop")
     assert holder(store.sweep_dir(sweep_id) / "lock") is None
     wait_gone(pid)
     assert f"{sweep_id}: stopped; grokscale resume" in verb(place, "status")
@@ -239,11 +252,9 @@ def test_stopped_killed_and_resumed_is_as_undisturbed(place: Path, undisturbed: 
     assert 0 < stopped < len(undisturbed[1])
 
     # Caught as it hands a trial out: what is under way then may end, and no verb would be quick enough to see it.
-    handed = log.read_text().count(": trial ")
+    handed = (store.sweep_dir(sweep_id) / "log.txt").read_text().count(": trial ")
     verb(place, "resume", "--detach")
-    pid = pid_of(store, sweep_id)
-    wait_until(lambda: log.read_text().count(": trial ") > handed, "another trial", every=0.005)
-    os.kill(pid, signal.SIGSTOP)
+    pid = caught(store, sweep_id, ": trial ", handed)
     service.stop(store, sweep_id, now=True)
     wait_gone(pid)
     assert f"{sweep_id}: stopped; " in verb(place, "status")

@@ -20,7 +20,7 @@ from grokscale.store import Store
 from tests.hosts import RayHosts, ray_hosts
 from tests.planted import leaks, rows, secrets_of, texts, tracked
 from tests.test_cli import environment
-from tests.test_service import resolved, until, verb, watched, write
+from tests.test_service import caught, let_go, resolved, until, verb, watched, write
 from tests.test_sweep import replicas_of, trained_twice
 
 pytest.importorskip("ray.dashboard.optional_deps", reason="Ray Jobs need ray[default]")
@@ -70,23 +70,23 @@ def test_a_sweep_as_a_job(
     store = Store(tmp_path / "runs")
 
     assert verb(tmp_path, "submit", str(file), "--detach") == f"{sweep_id}: job {sweep_id}-1\n"
+    pid = caught(store, sweep_id, ": ended, objective")  # else it would be through before a verb has begun
     again = verb(tmp_path, "submit", str(file), "--detach")
     assert again.startswith(f"{sweep_id}: ") and again.endswith(", which ran already\n")
     with watched(tmp_path, "logs", "tiny", "-f") as lines:
         until(lines, ": ended, objective")
     assert f"{sweep_id}: running, " in verb(tmp_path, "status")
-    assert f"{sweep_id}: stopped (job {sweep_id}-1); " in verb(tmp_path, "stop")
+    assert f"{sweep_id}: stopped (job {sweep_id}-1); " in let_go(pid, tmp_path, "stop")
     assert f"{sweep_id}: stopped; " in verb(tmp_path, "status")
     before = replicas_of(store)
     assert before and not store.table("speedups").num_rows
     jobs = [path.read_text(errors="replace") for path in hosts.folder.rglob("job-driver-*.log")]
     assert len(jobs) == 1 and "everything so far is saved" in jobs[0]
 
+    handed = (store.sweep_dir(sweep_id) / "log.txt").read_text().count(": trial ")
     assert verb(tmp_path, "resume", "tiny", "--detach") == f"{sweep_id}: job {sweep_id}-2\n"
-    with watched(tmp_path, "logs", "tiny", "-f") as lines:
-        until(lines, "stopped: interrupted")  # the first driver's last word
-        until(lines, ": trial ")
-    assert f"{sweep_id}: stopped (job {sweep_id}-2); " in verb(tmp_path, "stop", "--now")
+    pid = caught(store, sweep_id, ": trial ", handed)
+    assert f"{sweep_id}: stopped (job {sweep_id}-2); " in let_go(pid, tmp_path, "stop", "--now")
     jobs = [path.read_text(errors="replace") for path in hosts.folder.rglob(f"job-driver-{sweep_id}-2.log")]
     assert len(jobs) == 1 and "saved" not in jobs[0]
 

@@ -129,7 +129,7 @@ def wait_for_parts(process: subprocess.Popen[str], root: Path, parts: int) -> No
         assert process.poll() is None, f"the driver ended too soon: {process.stdout and process.stdout.read()}"
         assert time.monotonic() < until, "the driver wrote nothing"
         try:
-            process.wait(0.05)
+            process.wait(0.01)
         except subprocess.TimeoutExpired:
             continue
 
@@ -285,7 +285,7 @@ def test_interrupted_and_killed_sweeps_end_as_if_nothing_had_been(undisturbed: R
     store = Store(root)
 
     process = start(root, resolved)
-    wait_for_parts(process, root, 2)
+    wait_for_parts(process, root, 1)
     os.killpg(process.pid, signal.SIGINT)
     out, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130 and "the same command goes on" in out, out
@@ -294,7 +294,7 @@ def test_interrupted_and_killed_sweeps_end_as_if_nothing_had_been(undisturbed: R
     assert stopped
 
     process = start(root, resolved)
-    wait_for_parts(process, root, len(list((root / "replicas").glob("*.parquet"))) + 3)
+    wait_for_parts(process, root, len(list((root / "replicas").glob("*.parquet"))) + 1)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=PATIENCE_S)
     assert process.returncode == -signal.SIGKILL
