@@ -131,6 +131,7 @@ class _Sweep:
 
     def __post_init__(self) -> None:
         self.experiment, self.sweep_id = self.resolved.experiment, self.resolved.sweep_id
+        self._folder = self.store.sweep_dir(self.sweep_id)
         self.began = self._charged = time.monotonic()
         self._spent = 0.0  # device-hours of this run
         self._cluster: Cluster | None = None
@@ -375,7 +376,7 @@ class _Sweep:
 
     def _tell(self, progress: Progress) -> None:
         self._last = progress
-        note_progress(self.store.sweep_dir(self.sweep_id), asdict(progress))
+        note_progress(self._folder, asdict(progress))
         self.tell(progress)
 
     def close(self, status: str) -> str | None:

@@ -227,6 +227,8 @@ def test_progress_that_cannot_be_made_out_is_none(tmp_path: Path) -> None:
     for text in ("", "[]", "{}", "{", '{"arms": [1]}', '{"arms": [], "more": 1}', "\xff"):
         (folder / "progress.json").write_text(text, "latin-1")
         assert service.progress(store, "a-00000000") is None, text
+    note_progress(tmp_path / "unmounted", {})  # neither an end nor the beginning of another store
+    assert not (tmp_path / "unmounted").exists()
 
 
 def test_stopped_killed_and_resumed_is_as_undisturbed(place: Path, undisturbed: tuple[Any, Any]) -> None:

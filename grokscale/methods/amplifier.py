@@ -264,8 +264,8 @@ class _Units(NamedTuple):
     From piece to piece one unit turns, so what the next layer makes of them is a running sum over pieces, at a cost of
     pieces x units where a product for every piece costs that times the units of the layer before.
 
-    slope, offset: of the units, (L, h).  turns: which do.  on: which are on at `low`.
-    found: their roots, sorted, (L, K) in whole blocks of pieces.  unit: whose they are, 0 where there is none.
+    slope, offset: of the units, (L, h).  turns: which do.  on: which are on at `low`.  roots: where, else infinity.
+    found: the roots, sorted, (L, K), K + 1 pieces in whole blocks.  unit: whose they are, 0 where there is none.
     """
 
     slope: Tensor
