@@ -13,8 +13,10 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -317,19 +319,20 @@ class Cluster:
         if ray.is_initialized():
             return
         quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+        self._connected = True  # or half, if it is ended meanwhile
         try:
-            if "RAY_ADDRESS" in os.environ:
-                ray.init(**quiet)
-            else:
-                own = {"num_cpus": self._cores, "object_store_memory": OBJECT_STORE}
-                ray.init(**own, _temp_dir=str(self._folder.path), **quiet)
+            with _sigterm_stays():
+                if "RAY_ADDRESS" in os.environ:
+                    ray.init(**quiet)
+                else:
+                    own = {"num_cpus": self._cores, "object_store_memory": OBJECT_STORE}
+                    ray.init(**own, _temp_dir=str(self._folder.path), **quiet)
         except (RayError, OSError, RuntimeError, ValueError, ConnectionError) as error:
             raise GrokscaleError(f"Ray did not start: {error}{self._hint()}") from error
         except Exception as error:
             if type(error) is Exception:  # of no class of its own: its processes were not up in time, on a busy machine
                 raise GrokscaleError(f"Ray did not start: {error}") from error
             raise
-        self._connected = True
 
     @staticmethod
     def _hint() -> str:
@@ -411,6 +414,28 @@ class Cluster:
         if self._folder is not None:
             self._folder.remove()
         self._folder, self._connected = None, False
+
+
+@contextmanager
+def _sigterm_stays() -> Iterator[None]:
+    """`ray.init` takes SIGTERM for itself and ends the process at once, with whatever it is at; who had it gets it
+    back, and what came meanwhile. Other threads than the main one are left alone by Ray and by us.
+    """
+    kept = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or kept is None:
+        yield
+        return
+    came = False
+    try:
+        yield
+    except SystemExit as end:
+        came = end.code == signal.SIGTERM
+        if not came:
+            raise
+    finally:
+        signal.signal(signal.SIGTERM, kept)
+        if came:
+            signal.raise_signal(signal.SIGTERM)
 
 
 @contextmanager

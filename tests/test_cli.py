@@ -339,7 +339,8 @@ def test_a_sweep_out_of_hours_shows_how_far_it_came(folder: Path) -> None:
 
 
 def test_sweep_is_interrupted_resumed_and_read_again(folder: Path) -> None:
-    """The whole way: Ray, Optuna, MLflow and Parquet; Ctrl-C half-way; the same command; `results` afterwards."""
+    """The whole way: Ray, Optuna, MLflow and Parquet; SIGTERM half-way, which Ray would take for itself; the same
+    command; `results` afterwards."""
     command = [*GROKSCALE, "sweep", "tiny.toml"]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
     assert started.stderr is not None
@@ -348,7 +349,7 @@ def test_sweep_is_interrupted_resumed_and_read_again(folder: Path) -> None:
         lines.append(started.stderr.readline())
         assert lines[-1], "".join(lines)
     asked = time.monotonic()
-    started.send_signal(signal.SIGINT)
+    started.send_signal(signal.SIGTERM)
     out, err = started.communicate(timeout=60)
     assert started.returncode == 130 and not out
     assert time.monotonic() - asked < 20
