@@ -357,7 +357,7 @@ class _Curves:
 class Mirror:
     """Keeps MLflow in step with a sweep that runs, in a thread of its own: nothing waits for it.
 
-    start() is separate: MLflow takes seconds to import, at best while Ray's processes do the work.
+    start() is separate: MLflow takes seconds to import, which is best left until there is work to do.
     """
 
     def __init__(self, store: Store, sweep_id: str, uri: str) -> None:
@@ -375,6 +375,8 @@ class Mirror:
     def start(self) -> None:
         """Begin; later calls do nothing."""
         if not self._thread.is_alive() and not self._end.is_set():
+            import mlflow  # noqa: F401  # here: Tune does so too, and of two threads in its circles one may be thrown out
+
             self._thread.start()
 
     def poke(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,6 +226,23 @@ def test_mirror_follows_and_ends(store: Store, uri: str) -> None:
     assert mirror.problem is None
     states = [run.info.status for run in runs(uri, "mirror")]
     assert len(states) == 1 + len(store.trials(sweep_id=sweep_id)) and "RUNNING" not in states
+
+
+def test_mlflow_is_imported_before_there_are_two_threads() -> None:
+    """Its modules import each other in circles, and Ray Tune imports it in the driver's thread: whichever of two
+    threads met the other half-way was thrown out, and the sweep with it in one start of 25."""
+    code = """
+import sys
+from grokscale import track
+assert "mlflow" not in sys.modules
+mirror = track.Mirror(None, "a-00000000", "")
+mirror._work = lambda: print("mlflow" in sys.modules)
+mirror._thread = track.threading.Thread(target=mirror._work)
+mirror.start()
+mirror._thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
 
 
 def test_mlflow_may_be_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
