@@ -237,7 +237,7 @@ def _affine(forms: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 def _positive(z: Tensor, points: Tensor) -> Tensor:
     """Which of the maps z (L, P, 2, h) are positive at the point (L, P) of their piece: (L, P, 1, h)."""
-    return (torch.addcmul(z[:, :, 1], z[:, :, 0], points.unsqueeze(-1)) > 0).unsqueeze(2)
+    return (torch.addcmul(z[:, :, 1], z[:, :, 0], points.unsqueeze(-1)) > 0).unsqueeze(2).to(z.dtype)
 
 
 def _pieces(low: Tensor, high: Tensor, layers: Layers) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -248,12 +248,12 @@ def _pieces(low: Tensor, high: Tensor, layers: Layers) -> tuple[Tensor, Tensor, 
     left, right, mids = _edges(found, low, high)
     z = first.into(*layers[1]) if first else _affine(_identity(mids), *layers[0])
     for w, b in layers[2:]:
-        roots = -z[:, :, 1] / z[:, :, 0]
+        roots = (z[:, :, 1] / z[:, :, 0]).neg_()
         inside = (roots > left.unsqueeze(-1)) & (roots < right.unsqueeze(-1))
         coarse, found = found, _merged(found, roots, inside)
         left, right, mids = _edges(found, low, high)
         z = _parents(z, coarse, mids)
-        z = _affine(z * _positive(z, mids), w, b)
+        z = _affine(z.mul_(_positive(z, mids)), w, b)
     slope, offset = z.squeeze(-1).unbind(-1)
     return found, mids, slope, offset
 
@@ -297,8 +297,10 @@ class _Units(NamedTuple):
         rise = self.slope.sign() * torch.isfinite(self.roots)  # +1 turns on, -1 off, from left to right
         turn = torch.stack([self.slope * rise, self.offset * rise], -1)
         turn = _rows(turn, self.unit) * torch.isfinite(self.found).unsqueeze(-1)
-        steps = turn.unsqueeze(-1) * _rows(w.mT, self.unit).unsqueeze(2)
-        return _running(torch.cat([start.unsqueeze(1), steps], 1))
+        maps = start.new_empty(len(w), self.unit.shape[1] + 1, 2, w.shape[1])
+        maps[:, 0] = start
+        torch.mul(turn.unsqueeze(-1), _rows(w.mT, self.unit).unsqueeze(2), out=maps[:, 1:])
+        return _running(maps)
 
     def pull(self, back: Tensor, mids: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of slope (L, h), offset (L, h) and w (L, out, h).
@@ -309,10 +311,10 @@ class _Units(NamedTuple):
         whole = summed[:, -1:]
         left = _rows(summed, torch.searchsorted(mids, self.roots))  # of a unit's root; all where it does not turn
         mine = torch.where((self.turns & ~self.on)[:, :, None, None], whole - left, left)
-        mine = mine * (self.turns | self.on)[:, :, None, None]  # of the pieces where it is on: (L, h, 2, out)
+        mine.mul_((self.turns | self.on)[:, :, None, None])  # of the pieces where it is on: (L, h, 2, out)
         slope, offset = (mine * w.mT.unsqueeze(2)).sum(-1).unbind(-1)
         forms = torch.stack([self.slope, self.offset], -1).unsqueeze(-1)
-        return slope, offset, (mine * forms).sum(2).mT
+        return slope, offset, mine.mul_(forms).sum(2).mT
 
 
 def _running(values: Tensor) -> Tensor:
