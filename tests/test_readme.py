@@ -123,6 +123,17 @@ def test_shown_output_is_how_the_quickstart_began() -> None:
     assert (ROOT / "experiments/results/quickstart.txt").read_text().startswith(shown[1])
 
 
+def test_the_study_shown_is_what_the_committed_rows_say() -> None:
+    """The kept answer is what `results` prints from the kept rows, and the README shows parts of it."""
+    name, kept = "study-equal-tuning-parity-100-3", ROOT / "experiments/results"
+    printed = CliRunner().invoke(app, ["results", name, "--store", str(kept)]).stdout
+    assert printed == (kept / f"{name}.txt").read_text()
+    shown = re.search(r"<!-- study:.*?-->\n(.*?)<!-- /study -->", README, re.DOTALL)
+    assert shown is not None
+    answer, table = re.findall(r"```\n(.*?)```", shown[1], re.DOTALL)
+    assert printed.startswith(answer) and table.startswith("Speed-up over adamw") and table in printed
+
+
 def test_links_and_pictures_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)]+)\)", README):
         assert (ROOT / target).exists(), target

@@ -155,6 +155,12 @@ def test_a_bound_where_only_the_baseline_is_censored(store: Store) -> None:
     )
 
 
+@pytest.mark.parametrize(("s", "said"), [(2.0, ">= 2.0x less time"), (0.5, "<= 2.0x more time")])
+def test_a_bound_is_one_in_either_direction(s: float, said: str) -> None:
+    row = {"clock": "seconds", "s": s, "bound": ">=", "success_base": 1, "success_arm": 2}
+    assert text.direction(row) == said
+
+
 def test_both_censored_show_s_at_half_the_horizon(store: Store) -> None:
     synthetic.confirmed(store, times={"plain": [NEVER, *grok_steps("plain")[1:]]})
     page = report.results_text(store, "tiny").replace("\n  ", " ")

@@ -374,7 +374,9 @@ def direction(row: Row) -> str:
     s = row["s"]
     if undetermined(row):
         return "neither groks"
-    return f"{_bound(row)}{ratio(s)}x {fewer} {unit}" if s >= 1 else f"{ratio(1 / s)}x {more} {unit}"
+    if s >= 1:
+        return f"{_bound(row)}{ratio(s)}x {fewer} {unit}"
+    return f"{'<= ' if row['bound'] == '>=' else ''}{ratio(1 / s)}x {more} {unit}"
 
 
 def _bound(row: Row) -> str:
