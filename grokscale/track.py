@@ -375,7 +375,9 @@ class Mirror:
     def start(self) -> None:
         """Begin; later calls do nothing."""
         if not self._thread.is_alive() and not self._end.is_set():
-            import mlflow  # noqa: F401  # here: Tune does so too, and of two threads in its circles one may be thrown out
+            # Its modules import each other in circles. Tune imports it in this thread: in another one at the same time,
+            # one of the two may be thrown out (`_DeadlockError`).
+            import mlflow  # noqa: F401
 
             self._thread.start()
 

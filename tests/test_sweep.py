@@ -333,6 +333,21 @@ def test_stop_hears_signals_and_gives_them_back() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_sigterm_while_ray_starts_is_heard() -> None:
+    """`ray.init` takes the signal for itself, from its first line on, and exits."""
+    from grokscale import tuner
+
+    with Stop(None) as stop:
+        ours = signal.getsignal(signal.SIGTERM)
+        with tuner._sigterm_stays():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+            signal.raise_signal(signal.SIGTERM)
+        assert stop() and stop.reason == "terminated"
+        assert signal.getsignal(signal.SIGTERM) == ours
+    with pytest.raises(SystemExit), tuner._sigterm_stays():
+        sys.exit(1)  # of another's making
+
+
 def test_a_trial_that_crashes_does_not_stop_the_others(
     ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -236,7 +236,7 @@ def _affine(forms: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 def _positive(z: Tensor, points: Tensor) -> Tensor:
-    """Which of the maps z (L, P, 2, h) are positive at the point (L, P) of their piece: (L, P, 1, h)."""
+    """1 where a map of z (L, P, 2, h) is positive at the point (L, P) of its piece, else 0: (L, P, 1, h), like z."""
     return (torch.addcmul(z[:, :, 1], z[:, :, 0], points.unsqueeze(-1)) > 0).unsqueeze(2).to(z.dtype)
 
 
