@@ -327,6 +327,8 @@ def test_packs_and_lanes() -> None:
     assert packs([5, 6, 7, 8, 9], 2) == [[5, 6], [7, 8], [9]]
     assert packs([5, 6], 32) == [[5, 6]]
     assert [lanes_for(n) for n in (1, 2, 3, 4, 5, 8, 9, 32)] == [2, 2, 4, 4, 8, 8, 16, 32]
+    assert sorted({lanes_for(n, fine=True) for n in range(1, 33)}) == [*range(2, 9), 10, 12, 14, 16, 20, 24, 28, 32]
+    assert all(n <= lanes_for(n, fine=True) <= lanes_for(n) for n in range(1, 100))
 
 
 def test_a_matrix_product_does_not_depend_on_its_place() -> None:

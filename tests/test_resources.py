@@ -138,11 +138,11 @@ def work(store: Store, one: Any, lanes: int) -> Work:
 
 @pytest.mark.parametrize("after", [0, 200])
 def test_a_pack_that_does_not_fit_is_halved(tmp_path: Path, caplog: pytest.LogCaptureFixture, after: int) -> None:
-    """8 lanes ask for 4.8 GB, 4 for 2.4, 2 for 1.2; there is room for 3.6."""
+    """6 lanes ask for 3.6 GB, 4 for 2.4, 2 for 1.2; there is room for 3."""
     one, store = hungry(after), Store(tmp_path)
     job = work(store, one, 8)
     steps = []
-    with caplog.at_level(logging.WARNING, "grokscale"), room(3600):
+    with caplog.at_level(logging.WARNING, "grokscale"), room(3000):
         for step in job:
             steps.append(step)
             if step >= 100:
@@ -152,7 +152,7 @@ def test_a_pack_that_does_not_fit_is_halved(tmp_path: Path, caplog: pytest.LogCa
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 1 and "out of memory with 6 replicas in a pack, on with 4" in said[0]
     kept = {row["seed"]: row for row in store.rows("replicas")}
-    assert {kept[seed]["lanes"] for seed in SEEDS} <= {2, 4, 8} and len(kept) == len(SEEDS)
+    assert {kept[seed]["lanes"] for seed in SEEDS} <= {2, 4, 6} and len(kept) == len(SEEDS)
     assert not list((tmp_path / "checkpoints").iterdir())
     *_, last = train(one.trial("hungry"), SEEDS, horizon=HORIZON, registry=registry.load([FAULTY]))  # with room enough
     for row in last.replicas():
@@ -176,8 +176,8 @@ def test_packs_are_sized_to_the_memory_there_is(tmp_path: Path, monkeypatch: pyt
     one = resolve()
     spec = one.trial("plain")
     options: dict[str, Any] = {"horizon": HORIZON}
-    small, eight = (packing.peak(spec, SEEDS[:n], **options) for n in (2, 6))
-    assert small > 10_000 and eight == pytest.approx(4 * small, rel=0.1)
+    small, large = (packing.peak(spec, SEEDS[:n], **options) for n in (2, 6))
+    assert small > 10_000 and large == pytest.approx(3 * small, rel=0.1)
     sizes = {}
     for room in (0.5 * small, 2.1 * small, 4.3 * small, 1e12):
         monkeypatch.setattr(packing, "free", lambda device, share, room=room: room / packing.MARGIN)

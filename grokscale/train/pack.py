@@ -125,7 +125,7 @@ class Pack:
         self.measured: dict[int, list[tuple[int, dict[str, Any]]]] = {seed: [] for seed in self.seeds}
         self.ended: dict[int, dict[str, Any]] = {}  # seed -> how it ended: observed_to, diverged, final accuracies
         self._rows: dict[int, dict[str, Any]] = {}  # of those that have ended, once asked for
-        self.widest = lanes_for(len(self.seeds))
+        self.widest = self._size(len(self.seeds))
         if state is None:
             alive, stacked = list(self.seeds), None
         else:
@@ -169,7 +169,7 @@ class Pack:
             self.step, self.seeds, metrics, np.array([seed in self.ended for seed in self.seeds]), self.done,
             tuple(kept), self)
         left = [seed for seed in alive if seed not in self.ended]
-        if left and not self.program.compiled and lanes_for(len(left)) < len(self.lanes.lanes):
+        if left and not self.program.compiled and self._size(len(left)) < len(self.lanes.lanes):
             self._build(left, self.lanes.take([alive[seed] for seed in left]))
         return evaluation
 
@@ -178,12 +178,16 @@ class Pack:
     def _build(self, seeds: list[int], stacked: dict[str, Any] | None) -> None:
         """Lanes for `seeds`, the first repeated up to the next size; `stacked` has one row per seed."""
         # A compiled pack keeps its size: another one would be compiled anew.
-        size = self.widest if self.program.compiled else lanes_for(len(seeds))
+        size = self.widest if self.program.compiled else self._size(len(seeds))
         lanes = list(range(len(seeds))) + [0] * (size - len(seeds))
         if stacked is not None:
             index = torch.tensor(lanes)
             stacked = pytree.tree_map(lambda t: t.index_select(0, index.to(t.device)), stacked)
         self.lanes = Lanes(self.program, seeds, lanes, stacked)
+
+    def _size(self, replicas: int) -> int:
+        """Lanes of so many replicas on this device."""
+        return lanes_for(replicas, fine=self.program.device.type == "cpu" and not self.program.compiled)
 
     def _alive(self) -> dict[int, int]:
         """Seed -> lane of the replicas that have not ended."""
