@@ -276,7 +276,7 @@ class _Sweep:
         return search.tau_confirm(search.times(rows, self.resolved.horizon), self.resolved.horizon)
 
     def _time(self) -> None:
-        """Seconds per step of every winner, alone on this device: all in one sitting and in turns, if any is not known.
+        """Seconds per step of every winner, alone on this device: in turns, unless they were before.
 
         A ratio of times that were taken on different days compares the days.
         """
@@ -284,10 +284,10 @@ class _Sweep:
         winners, resources = self._winners(), self.experiment.resources
         device = "cuda" if resources.gpus else "cpu"
         ids = {arm: winner.trial_id for arm, winner in winners.items()}
-        known = self.store.table("timings", trial_id=list(ids.values()), threads=resources.cpus).to_pylist()
+        known = self.store.rows("timings", trial_id=list(ids.values()), threads=resources.cpus)
         here = None if "RAY_ADDRESS" in os.environ or resources.gpus else device_name(device)
-        timed = {row["trial_id"] for row in known if here in (None, row["device"])}
-        if set(ids.values()) <= timed:
+        rounds = answers.rounds([row for row in known if here in (None, row["device"])])
+        if any(set(ids.values()) <= one.keys() for one in rounds):
             return
         cluster = self._started()
         # MLflow would take part of what is to be timed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from tests.rows import SPEC, grokked, plan, replica, sweep, timing, trial
 SWEEP = "q-00000001"
 SEEDS = [11, 12, 13, 14]
 BASE, SWIFT = [4000, 8000, 6000, None], [1000, 4000, 1500, 2500]
+
+
+DAY_0 = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -71,6 +75,26 @@ def test_seconds_charge_the_transform_while_it_is_on(store: Store):
     assert got["median_base"] == pytest.approx(60)
     own = [500 * 0.04 + (step - 500) * 0.01 for step in SWIFT if step]
     assert got["s"] == pytest.approx(((40 / own[0]) * (80 / own[1]) * (60 / own[2]) * (200 / own[3])) ** 0.25)
+
+
+def test_seconds_are_of_trials_that_took_turns(store: Store):
+    """Another sweep timed `u` later on a slower day, and then both again in turns."""
+    def seconds() -> float:
+        return by_clock(answers.compute(store, SWEEP))["seconds"]["median_arm"] / 1500
+
+    day = timedelta(days=1)
+    store.append("timings", [timing("t", 0.01, 0.01, at=DAY_0), timing("u", 0.04, 0.04, at=DAY_0)])
+    store.append("timings", [timing("u", 9.0, 9.0, at=DAY_0 + day)])
+    assert seconds() == pytest.approx(0.04)
+    store.append("timings", [timing("t", 0.02, 0.02, at=DAY_0 + 2 * day), timing("u", 0.06, 0.06, at=DAY_0 + 2 * day)])
+    assert seconds() == pytest.approx(0.06)
+
+
+def test_seconds_of_rounds_of_their_own_are_the_newest_of_one_place(store: Store):
+    at = [DAY_0 + timedelta(days=n) for n in range(3)]
+    store.append("timings", [timing("t", 0.01, 0.01, at=at[0]), timing("u", 0.04, 0.04, at=at[1])])
+    store.append("timings", [timing("u", 0.05, 0.05, at=at[2]), timing("t", 0.03, 0.03, device="gpu", at=at[2])])
+    assert by_clock(answers.compute(store, SWEEP))["seconds"]["median_arm"] == pytest.approx(1500 * 0.05)
 
 
 def test_flops_are_those_of_the_oracle_and_the_transforms_own_while_it_is_on(store: Store):

@@ -9,7 +9,7 @@ summary    outcomes, medians and delays, a row per arm
 tuning     flags of a search, S against the tuning budget, one-knob slices
 """
 
-from grokscale.answers.compare import compare, compute, speedups, switched
+from grokscale.answers.compare import compare, compute, rounds, speedups, switched
 from grokscale.answers.curves import compute_endpoints, endpoints
 from grokscale.answers.papers import verdicts
 from grokscale.answers.sides import asked_for, seeds_of
@@ -29,6 +29,7 @@ __all__ = [
     "endpoints",
     "flags",
     "importances",
+    "rounds",
     "seeds_of",
     "slices",
     "speedups",

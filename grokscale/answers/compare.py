@@ -187,17 +187,32 @@ def _flops(rows: Sequence[Row]) -> stats.Clock:
     return switched(rows, oracle + own, oracle)
 
 
+def rounds(timings: Sequence[Row]) -> list[dict[str, Row]]:
+    """Trial -> its row of `timings`, by round: trials that took turns, on one host, device and number of threads.
+
+    Those of the most trials first, among these the newest. What a machine does besides changes within hours by more
+    than methods differ; within a round it strikes all alike.
+    """
+    found: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in timings:
+        found.setdefault((row["at"], *_where(row)), {})[row["trial_id"]] = row
+    return [found[key] for key in sorted(found, key=lambda key: (len(found[key]), key), reverse=True)]
+
+
+def _where(row: Row) -> tuple[Any, ...]:
+    return row["device"], row["threads"], row["host"]
+
+
 def _timed(base: str, arm: str, timings: Sequence[Row]) -> tuple[Row, Row] | None:
-    """Timings of both trials on one host, device and number of threads, the earliest such, or None."""
-
-    def where(row: Row) -> tuple[Any, ...]:
-        return row["device"], row["threads"], row["host"]
-
-    ordered = sorted(timings, key=lambda row: (row["at"], where(row)))
-    for first in ordered:
+    """Timings of both trials: of one round; without such the newest from one host, device and number of threads."""
+    for one in rounds(timings):
+        if base in one and arm in one:
+            return one[base], one[arm]
+    newest = sorted(timings, key=lambda row: (row["at"], _where(row)), reverse=True)
+    for first in newest:
         if first["trial_id"] == base:
-            for second in ordered:
-                if second["trial_id"] == arm and where(second) == where(first):
+            for second in newest:
+                if second["trial_id"] == arm and _where(second) == _where(first):
                     return first, second
     return None
 

@@ -144,13 +144,13 @@ def collect(store: Store, sweep: str | None = None) -> SweepView:
     winners: dict[str, Any] = json.loads(plan["winners_json"])
     ids = [winner["trial_id"] for winner in winners.values()]
     replicas = {(r["trial_id"], r["seed"]): r for r in store.replicas(trial_id=ids).to_pylist()}
-    timings = _sorted(store.table("timings", trial_id=ids).to_pylist(), "trial_id", "device", "threads")
+    timed = answers.rounds(store.rows("timings", trial_id=ids))
     arms = []
     for name in [*(n for n in view.order() if n in winners), *sorted(set(winners) - set(view.order()))]:
         winner = winners[name]
         seeds = answers.seeds_of(plan, name)
         rows = [replicas[key] for seed in seeds if (key := (winner["trial_id"], seed)) in replicas]
-        timing = next((t for t in timings if t["trial_id"] == winner["trial_id"]), None)
+        timing = next((one[winner["trial_id"]] for one in timed if winner["trial_id"] in one), None)
         arms.append(ArmView(
             name, winner["trial_id"], winner["params"], winner.get("number"),
             json.loads(rows[0]["spec_json"]) if rows else {}, rows, len(seeds), timing,

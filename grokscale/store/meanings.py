@@ -14,7 +14,7 @@ TABLES = {
     "measures": "What probes saw in a replica while it trained.",
     "sweeps": "One run of an experiment each.",
     "plans": "The confirmation of a sweep, as fixed before its first seed ran.",
-    "timings": "Seconds per step of a trial alone on a device.",
+    "timings": "Seconds per step of a trial alone on a device, by round: trials with the same `at` took turns.",
     "speedups": "The answers of finished sweeps.",
     "endpoints": "What finished sweeps say of other metrics.",
     "importances": "How much each knob mattered in a search.",

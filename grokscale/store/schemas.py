@@ -111,7 +111,7 @@ RULES = {
     "measures": Rule(("trial_id", "seed", "attempt", "step", "measure"), ()),
     "sweeps": Rule(("sweep_id",), ("-at",)),
     "plans": Rule(("sweep_id", "block"), ("at",)),
-    "timings": Rule(("trial_id", "device", "threads"), ("-at",)),
+    "timings": Rule(("trial_id", "device", "threads", "at"), ()),
     "endpoints": Rule(("sweep_id", "block", "endpoint", "arm", "baseline"), ("-at",)),
     "importances": Rule(("sweep_id", "arm", "knob"), ("-at",)),
     "speedups": Rule(("sweep_id", "block", "arm", "baseline", "clock", "phase"), ("-at",)),
