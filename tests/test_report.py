@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -90,6 +91,16 @@ def test_settings_name_the_knob_that_ended_at_an_edge_of_its_range(full: Store) 
     page = report.results_text(full, "tiny")
     assert "swift  lr 0.0101, wd 0.01, floor 0.01  (range-limited: lr)" in page
     assert "plain  lr 0.0416, wd 0.01\n" in page
+
+
+def test_settings_name_where_an_arm_departs_from_the_baseline(full: Store) -> None:
+    seen = view.collect(full, "tiny")
+    swift = seen.arm("swift")
+    spec = {**swift.spec, "model": {**swift.spec["model"], "scale": 0.5}}
+    spec["optimiser"] = {**swift.spec["optimiser"], "name": "adamw", "lr": 0.0101, "batch": 64}
+    assert seen.settings(swift) == swift.settings
+    assert seen.settings(replace(swift, spec=spec)) == {
+        **swift.settings, "model.scale": 0.5, "optimiser.name": "adamw", "optimiser.batch": 64}  # fmt: skip
 
 
 def test_conditions_are_named(full: Store) -> None:

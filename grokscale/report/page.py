@@ -115,7 +115,7 @@ def _confirmed(view: SweepView, drawn: Sequence[Picture]) -> list[str]:
         parts.append(f"<h2>Medians (Kaplan-Meier)</h2>{tabled(beside.time_table(view))}")
     if view.arms:
         flags = text.edges(view)
-        rows = [[arm.name, knobs(arm.settings), flags.get(arm.name, ""), arm.trial_id] for arm in view.arms]
+        rows = [[arm.name, knobs(view.settings(arm)), flags.get(arm.name, ""), arm.trial_id] for arm in view.arms]
         table = tabled((["arm", "settings", "flags" if flags else "", "trial"], rows), left=(1, 2))
         parts.append(f"<h2>Settings</h2>{table}")
     return parts

@@ -74,7 +74,7 @@ def render(view: SweepView) -> str:
         blocks.append(_titled(f"Outcomes by tau = {number(view.tau)} steps", outcome_table(view), "<>>>>>>"))
         blocks.append(_titled("Medians (Kaplan-Meier)", time_table(view), "<>>>>>"))
     if view.arms:
-        blocks.append(_settings("Settings", {a.name: a.settings for a in view.arms}, edges(view)))
+        blocks.append(_settings("Settings", {a.name: view.settings(a) for a in view.arms}, edges(view)))
     if not view.speedups:
         blocks += _exploratory(view)
     blocks += search_blocks(view)

@@ -107,6 +107,16 @@ class SweepView:
     def arm(self, name: str) -> ArmView:
         return next(arm for arm in self.arms if arm.name == name)
 
+    def settings(self, arm: ArmView) -> dict[str, Any]:
+        """An arm's settings, and where it departs from the baseline in task, model and optimiser, by a file's keys."""
+        base, found = next((one.spec for one in self.arms if one.name == self.baseline), {}), dict(arm.settings)
+        for table in ("task", "model", "optimiser") if base and arm.spec else ():
+            for key, value in sorted(arm.spec[table].items()):
+                # Of the optimiser, what was searched is there already.
+                if base[table].get(key) != value and not (table == "optimiser" and key in arm.settings):
+                    found[f"{table}.{key}"] = value
+        return found
+
     def order(self) -> list[str]:
         """The arms' names as the experiment lists them, the baseline first."""
         listed = [arm["name"] for arm in self.experiment.get("arm", [])]
