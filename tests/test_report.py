@@ -96,11 +96,11 @@ def test_settings_name_the_knob_that_ended_at_an_edge_of_its_range(full: Store) 
 def test_settings_name_where_an_arm_departs_from_the_baseline(full: Store) -> None:
     seen = view.collect(full, "tiny")
     swift = seen.arm("swift")
-    spec = {**swift.spec, "model": {**swift.spec["model"], "scale": 0.5}}
+    spec = {**swift.spec, "model": {**swift.spec["model"], "scale": 0.5}, "task": {**swift.spec["task"], "n": 60.0001}}
     spec["optimiser"] = {**swift.spec["optimiser"], "name": "adamw", "lr": 0.0101, "batch": 64}
     assert seen.settings(swift) == swift.settings
     assert seen.settings(replace(swift, spec=spec)) == {
-        **swift.settings, "model.scale": 0.5, "optimiser.name": "adamw", "optimiser.batch": 64}  # fmt: skip
+        **swift.settings, "task.n": "60.0001", "model.scale": 0.5, "optimiser.name": "adamw", "optimiser.batch": 64}
 
 
 def test_conditions_are_named(full: Store) -> None:

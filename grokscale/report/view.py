@@ -12,6 +12,7 @@ import numpy as np
 
 from grokscale import answers
 from grokscale.report import asked
+from grokscale.report.words import plain
 
 if TYPE_CHECKING:
     from grokscale.store import Store
@@ -112,9 +113,10 @@ class SweepView:
         base, found = next((one.spec for one in self.arms if one.name == self.baseline), {}), dict(arm.settings)
         for table in ("task", "model", "optimiser") if base and arm.spec else ():
             for key, value in sorted(arm.spec[table].items()):
+                other = base[table].get(key)
                 # Of the optimiser, what was searched is there already.
-                if base[table].get(key) != value and not (table == "optimiser" and key in arm.settings):
-                    found[f"{table}.{key}"] = value
+                if other != value and not (table == "optimiser" and key in arm.settings):
+                    found[f"{table}.{key}"] = value if plain(value) != plain(other) else repr(value)
         return found
 
     def order(self) -> list[str]:
