@@ -123,11 +123,16 @@ def test_shown_output_is_how_the_quickstart_began() -> None:
     assert (ROOT / "experiments/results/quickstart.txt").read_text().startswith(shown[1])
 
 
-def test_the_study_shown_is_what_the_committed_rows_say() -> None:
-    """The kept answer is what `results` prints from the kept rows, and the README shows parts of it."""
-    name, kept = "study-equal-tuning-parity-100-3", ROOT / "experiments/results"
-    printed = CliRunner().invoke(app, ["results", name, "--store", str(kept)]).stdout
-    assert printed == (kept / f"{name}.txt").read_text()
+KEPT = ROOT / "experiments/results"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in KEPT.glob("*.txt")))
+def test_a_kept_answer_is_what_the_committed_rows_say(name: str) -> None:
+    assert CliRunner().invoke(app, ["results", name, "--store", str(KEPT)]).stdout == (KEPT / f"{name}.txt").read_text()
+
+
+def test_the_study_shown_is_part_of_its_answer() -> None:
+    printed = (KEPT / "study-equal-tuning-parity-100-3.txt").read_text()
     shown = re.search(r"<!-- study:.*?-->\n(.*?)<!-- /study -->", README, re.DOTALL)
     assert shown is not None
     answer, table = re.findall(r"```\n(.*?)```", shown[1], re.DOTALL)
