@@ -25,6 +25,7 @@ from grokscale.errors import GrokscaleError, StoreError
 
 NOW = "now"  # what a note says where state is not to be saved, and the note that the driver finds
 STOPPED = "stopped by hand; `grokscale resume` tries it again"
+MIRROR = "mlflow"  # name of the thread that keeps MLflow in step with a sweep
 LOOKS = 20  # times that a lock is tried before it counts as another driver's
 
 

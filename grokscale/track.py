@@ -26,6 +26,7 @@ import numpy as np
 
 from grokscale import report, runs
 from grokscale.answers import asked_for
+from grokscale.control import MIRROR
 from grokscale.errors import GrokscaleError, refuse_password
 from grokscale.report import origins
 from grokscale.spec import canonical_json
@@ -370,7 +371,7 @@ class Mirror:
         )  # its own store: no lock is shared
         self._wake, self._end, self._busy = threading.Event(), threading.Event(), threading.Lock()
         self._status = "RUNNING"
-        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=MIRROR, daemon=True)
 
     def start(self) -> None:
         """Begin; later calls do nothing."""
@@ -397,7 +398,7 @@ class Mirror:
         self._end.set()
         self._wake.set()
         if not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+            self._thread = threading.Thread(target=self._work, name=MIRROR, daemon=True)
             self._thread.start()
         self._thread.join(timeout)
         if self._thread.is_alive():

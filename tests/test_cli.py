@@ -506,3 +506,35 @@ def test_a_password_in_a_variable_is_refused_and_not_repeated(name: str, monkeyp
     verbs = {"GROKSCALE_DATA_URL": ["data", "fetch", "mnist"], "MLFLOW_TRACKING_URI": ["doctor"]}
     said = call(*verbs.get(name, ["list"]), code=2).output
     assert f"{name}: holds a password" in said and "planted" not in said
+
+
+DRAWING = """
+import threading
+import matplotlib.font_manager as fonts
+import grokscale.cli as cli
+from grokscale.control import MIRROR
+
+font, begun = fonts.get_font(fonts.findfont("DejaVu Sans")), threading.Event()
+
+def draw():
+    while True:
+        for size in range(5, 90):
+            font.set_size(size, 300)
+            font.set_text("".join(map(chr, range(33, 127))))
+            begun.set()
+
+def app(**_):
+    threading.Thread(target=draw, name=MIRROR, daemon=True).start()
+    begun.wait()
+    print("everything is saved")
+    raise SystemExit(130)
+
+cli.app = app
+cli.main()
+"""
+
+
+def test_a_mirror_that_is_left_behind_in_a_figure_does_not_end_in_a_crash() -> None:
+    """Python ends such a thread inside matplotlib's C++, and the process with it, after all was saved."""
+    ended = subprocess.run([sys.executable, "-c", DRAWING], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "everything is saved\n", "")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 
 from grokscale.cli import around, keeping, reading, service, sweeps  # noqa: F401  (in the order of --help)
 from grokscale.cli.base import app
+from grokscale.control import MIRROR
 
 __all__ = ["app", "main"]
 
@@ -15,4 +18,13 @@ def main() -> None:
     arguments = sys.argv[1:]
     if "--debug" in arguments:
         arguments = ["--debug", *(word for word in arguments if word != "--debug")]
-    app(args=arguments, prog_name="grokscale")
+    try:
+        app(args=arguments, prog_name="grokscale")
+    except SystemExit as end:
+        if not any(thread.name == MIRROR for thread in threading.enumerate()):
+            raise
+        # MLflow was slow and is left behind in the middle of a figure. Python would take the thread down inside
+        # matplotlib's C++, which ends the process with an abort.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
