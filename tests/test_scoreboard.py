@@ -98,7 +98,7 @@ def test_committed_speed_ups_are_what_the_committed_rows_give(sweep_id: str) -> 
     assert {tuple(row[key] for key in keys): row["s"] for row in kept} == pytest.approx(given)
 
 
-@pytest.mark.parametrize("name", ["egd-2-parity-100-3", "egd-2-parity-400-2"])
+@pytest.mark.parametrize("name", ["egd-2-parity-100-3", "egd-2-parity-400-2", "egd-1-add-97"])
 def test_committed_seconds_were_taken_on_an_idle_machine(name: str) -> None:
     """With its transform off, an arm of the same optimiser costs what any other does: where they differ by much,
     something else ran. These are the sweeps whose published values are in seconds.

@@ -23,8 +23,8 @@ NEVER = torch.iinfo(torch.int64).max
 def lanes_for(replicas: int, *, fine: bool = False) -> int:
     """Lanes of a pack: the next of 2, 4, 8, 16, ...; fine: of 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ...
 
-    Lanes beyond the replicas repeat one of them. On a CPU each costs its share of a step, so that packs are fine there;
-    on a GPU it costs next to nothing, and a size that was not seen before costs a capture.
+    Lanes beyond the replicas repeat one of them. On a CPU each costs its share of a step, so that packs are fine there.
+    On a GPU every size that was not seen before costs a capture.
     """
     whole = max(2, 1 << (replicas - 1).bit_length())
     step = max(1, whole // 8) if fine else whole

@@ -186,7 +186,7 @@ class Pack:
         self.lanes = Lanes(self.program, seeds, lanes, stacked)
 
     def _size(self, replicas: int) -> int:
-        """Lanes of so many replicas on this device."""
+        """Lanes of so many replicas on this device. A compiled pack never shrinks, and every size is compiled anew."""
         return lanes_for(replicas, fine=self.program.device.type == "cpu" and not self.program.compiled)
 
     def _alive(self) -> dict[int, int]:
