@@ -130,7 +130,11 @@ Plugins = Annotated[
 
 def with_packs(overrides: Sequence[str] | None, replicas: str | None) -> list[str]:
     """The overrides, and that of --replicas-per-pack."""
-    return [*(overrides or ()), *([] if replicas is None else [f"resources.lanes={replicas}"])]
+    if replicas is None:
+        return list(overrides or ())
+    if replicas != "auto" and not (replicas.isdecimal() and int(replicas) > 1):
+        raise InputError(f"--replicas-per-pack: must be an integer >= 2 or auto, got {replicas}")
+    return [*(overrides or ()), f"resources.lanes={replicas}"]
 
 
 def _version(wanted: bool) -> None:

@@ -92,11 +92,11 @@ def _bytes(value: Any) -> Any:
 
 
 def _auto(value: Any) -> Any:
-    """ "auto" as 0."""
-    if isinstance(value, str):
-        if value != "auto":
-            raise complaint(f'lanes must be a power of two (2, 4, 8, ...) or "auto", got {shown(value)}')
+    """ "auto" as 0, which is how a store keeps it."""
+    if value == "auto":
         return 0
+    if isinstance(value, str) or (isinstance(value, int) and (value < 0 or value == 1)):
+        raise complaint(f'must be an integer >= 2 or "auto", got {shown(value)}')
     return value
 
 
@@ -351,10 +351,10 @@ class Cluster(Table):
 
 
 class Resources(Table):
-    """[resources] of one trial: CPUs (threads), GPUs, lanes of a pack at most, devices to share the replicas.
+    """[resources] of one trial: CPUs (threads), GPUs, replicas of a pack at most, devices to share the replicas.
 
     gpus: less than 1 is a share of one, of its memory too.
-    lanes: halved where memory runs out; "auto" (kept as 0) is what a few steps of a small pack say would fit.
+    lanes: from 2 up; halved where memory runs out; "auto" (kept as 0) is what a few steps of a small pack say fits.
     devices: GPUs among which a trial's replicas are dealt out; gpus has to be as many.
     compile: compile the gradient, where there is a compiler: half a minute a trial, for runs of many minutes.
     memory: what its methods may remember, "8GB"; None is what the machine has.
@@ -362,16 +362,10 @@ class Resources(Table):
 
     cpus: Annotated[Int, Field(ge=1)] = 1
     gpus: Annotated[Float, Field(ge=0)] = 0.0
-    lanes: Annotated[Int, BeforeValidator(_auto), Field(ge=0)] = 32
+    lanes: Annotated[Int, BeforeValidator(_auto)] = 32
     devices: Annotated[Int, Field(ge=1)] = 1
     compile: bool = False
     memory: Annotated[Float, BeforeValidator(_bytes), Field(gt=0)] | None = None
-
-    @model_validator(mode="after")
-    def _power(self) -> Resources:
-        if self.lanes & (self.lanes - 1) or self.lanes == 1:
-            raise complaint(f'lanes must be a power of two (2, 4, 8, ...) or "auto", got lanes={self.lanes}')
-        return self
 
 
 class Experiment(Table):
