@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,10 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 # Threads that fight over cores cost far more than they bring at these sizes; set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell without a terminal starts what it puts into the background deaf to Ctrl-C, and so are all its children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # No deadlines: the machine is shared and some properties train a little. CI draws the same examples every time.
