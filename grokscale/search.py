@@ -30,6 +30,7 @@ from grokscale import stats
 from grokscale.spec import Resolved, ResolvedArm, TrialSpec, seed_for
 
 STARTUP = 8  # trials of an arm before the sampler models what it was told; fewer are spread at random
+BETTER = 3  # trials that importances are drawn from at least: two say hardly more than chance
 MARGIN = 2.0  # a trial that cannot come within this factor of its arm's best is not watched to the end
 
 
@@ -232,21 +233,23 @@ def shortlist(ended: Sequence[Ended], top: int) -> list[Ended]:
 
 
 def importances(space: Mapping[str, BaseDistribution], ended: Sequence[Ended]) -> dict[str, float]:
-    """Knob -> share of the objective's variance that it accounts for, by PED-ANOVA; the greatest first, sum 1.
+    """Knob -> its share in what tells the better half of the trials from all, by PED-ANOVA; the greatest first, sum 1.
 
-    Capped and failed trials and points outside the space are left out: a capped one only says "worse". {} with
-    fewer than STARTUP others, where no knob is searched, or all but the best tenth tie. Watanabe et al. 2023, IJCAI.
+    A capped trial counts as it was told, among the worst; failed ones and points outside the space do not count. The
+    better half is smaller where fewer are better than the worst. {} with fewer than STARTUP trials or BETTER in that
+    half, or where no knob is searched. Watanabe et al. 2023, IJCAI.
     """
-    kept = [trial for trial in sorted(ended) if trial.value is not None and not trial.capped]
-    kept = [trial for trial in kept if inside(trial.params, space)]
-    values = sorted(trial.value for trial in kept if trial.value is not None)
-    if len(kept) < STARTUP or not space or values[-1] == values[math.ceil(0.1 * (len(values) - 1))]:
+    kept = [trial for trial in sorted(ended) if trial.value is not None and inside(trial.params, space)]
+    values = [trial.value for trial in kept if trial.value is not None]
+    better = min(math.ceil(len(values) / 2), sum(value < max(values) for value in values))
+    if not space or len(kept) < STARTUP or better < BETTER:
         return {}
     study = optuna.create_study()
     scales = {knob: asked(range_) for knob, range_ in space.items()}
     for trial in kept:
         study.add_trial(_told(trial, space, scales))
-    found = optuna.importance.PedAnovaImportanceEvaluator().evaluate(study)
+    quantile = (better - 0.5) / len(kept)  # which is rounded up to `better` trials
+    found = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=quantile).evaluate(study)
     total = sum(found.values())
     ordered = sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
     return {knob: share / total for knob, share in ordered} if total > 0 else {}

@@ -240,7 +240,7 @@ class _Sweep:
         rows = []
         for arm in self.resolved.arms:
             ended = searching.ended[arm.name]
-            trials = sum(trial.value is not None and not trial.capped for trial in ended)
+            trials = sum(trial.value is not None for trial in ended)
             about = {"sweep_id": self.sweep_id, "arm": arm.name, "trials": trials}
             rows += [{**about, "knob": k, "share": v} for k, v in search.importances(arm.space, ended).items()]
         stored = self.store.rows("importances", sweep_id=self.sweep_id)

@@ -162,5 +162,5 @@ def test_the_report_shows_flags_and_what_tuning_did(tmp_path: Path):
     page = html(store)
     badge = '<span class="badge">EXPLORATORY</span> '
     assert f"{badge}S over plain by trials of tuning, on the seeds of the search." in page
-    assert f"{badge}Share of the search's variance by knob" in page and "lr 75 %, wd 25 %" in page
+    assert f"{badge}What tells the better half" in page and "lr 75 %, wd 25 %" in page
     assert "range-limited: lr" in page and "<th>defaults</th><th>k = 2</th><th>k = 3</th>" in page

@@ -162,7 +162,7 @@ def _tuning(view: SweepView) -> list[str]:
         said = f"S over {view.baseline} by trials of tuning, on the seeds of the search."
         parts.append(f'<p class="note">{BADGE}{escape(said)}</p>{tabled(table)}')
     if (table := text.importance_table(view))[1]:
-        said = "Share of the search's variance by knob, capped trials left out."
+        said = "What tells the better half of an arm's trials from all of them, by knob."
         parts.append(f'<p class="note">{BADGE}{said}</p>{tabled(table, left=(1,))}')
     return parts
 

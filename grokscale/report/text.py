@@ -269,7 +269,7 @@ def budget_table(view: SweepView) -> Table:
 
 
 def importance_table(view: SweepView) -> Table:
-    """Which knobs the objective hung on, a line per arm that a search says something about."""
+    """Which knobs the better half of the trials hung on, a line per arm that a search says something about."""
     rows = [
         [name, ", ".join(f"{knob} {100 * share:.0f} %" for knob, share in shares.items())]
         for name, shares in view.importances.items()
@@ -286,7 +286,7 @@ def search_blocks(view: SweepView) -> list[str]:
         blocks.append(_titled(head, (header, rows), "<" + ">" * (len(header) - 1)))
     if shares := importance_table(view)[1]:
         width = max(len(short(name)) for name, _ in shares) + 2
-        lines = ["EXPLORATORY: share of the search's variance by knob"]
+        lines = ["EXPLORATORY: what tells the better half of an arm's trials from all, by knob"]
         for name, text in shares:
             lines += textwrap.wrap(f"{short(name):<{width}}{text}", WIDTH, subsequent_indent=" " * width)
         blocks.append("\n".join(lines))

@@ -33,7 +33,7 @@ _TYPES = {
 # method_flops: the transform's own per step, while it is on; null where a method declares nothing.
 # spaces_json: arm -> searched knob -> range.  practice: the arm that stands for the practice baseline.
 # p_holm: over the arms of one baseline and clock.
-# share: of the variance of the search's objective that a knob accounts for, over `trials` trials.
+# share: of a knob in what tells the better half of `trials` trials from all of them.
 _COLUMNS = {
     "replicas": """
         trial_id:str seed:int attempt:str outcome:str
