@@ -13,7 +13,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from grokscale.answers.compare import speedups
 from grokscale.cli import app
+from grokscale.report.words import ratio
 from grokscale.spec import parse
 from grokscale.store import Store
 from tests import synthetic
@@ -131,12 +133,22 @@ def test_a_kept_answer_is_what_the_committed_rows_say(name: str) -> None:
     assert CliRunner().invoke(app, ["results", name, "--store", str(KEPT)]).stdout == (KEPT / f"{name}.txt").read_text()
 
 
-def test_the_study_shown_is_part_of_its_answer() -> None:
-    printed = (KEPT / "study-equal-tuning-parity-100-3.txt").read_text()
-    shown = re.search(r"<!-- study:.*?-->\n(.*?)<!-- /study -->", README, re.DOTALL)
+def test_the_study_shown_is_what_the_committed_rows_say() -> None:
+    shown = re.search(r"<!-- study: ([\w-]+), ([\w-]+) -->\n(.*?)\n<!-- /study -->", README, re.DOTALL)
     assert shown is not None
-    answer, table = re.findall(r"```\n(.*?)```", shown[1], re.DOTALL)
-    assert printed.startswith(answer) and table.startswith("Speed-up over adamw") and table in printed
+    store = Store(KEPT)
+    cells = [
+        {(row["arm"], row["clock"]): row for row in speedups(store, name, baseline="adamw").to_pylist()}
+        for name in (shown[1], shown[2])
+    ]
+    lines = [line.strip("| ").split(" | ") for line in shown[3].splitlines() if not line.startswith("| :--")]
+    assert {"adamw", "none", *(arm for arm, *_ in lines[1:])} == {arm for arm, _ in cells[1]} | {"adamw"}
+    for arm, *figures in lines[1:]:
+        rows = [of[arm, clock] for of in cells for clock in ("steps", "seconds")]
+        assert {row["bound"] for row in rows} == {"="}
+        assert figures == [f"{ratio(row['s'], 2)} ({ratio(row['lo'], 2)} to {ratio(row['hi'], 2)})" for row in rows], (
+            arm
+        )
 
 
 def test_links_and_pictures_lead_somewhere() -> None:

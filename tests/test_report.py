@@ -242,7 +242,10 @@ def test_later_events_do_not_count() -> None:
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(1.03, "1.03"), (1.94, "1.9"), (0.96, "0.96"), (12.34, "12"), (1234.0, "1,234"), (math.inf, "-")],
+    [
+        (1.03, "1.03"), (1.94, "1.9"), (0.96, "0.96"), (12.34, "12"), (1234.0, "1,234"), (math.inf, "-"),
+        (0.0046, "0.0046"), (0.0612, "0.061"), (0.0, "0.0"),
+    ],
 )
 def test_ratios(value: float, said: str) -> None:
     assert words.ratio(value) == said

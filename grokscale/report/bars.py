@@ -26,6 +26,7 @@ NOTE = (
 CLOCKS = ("steps", "seconds")
 FAINT = 0.35
 NEAR = 1.8  # times what lies outermost: as far as the number beside it reaches
+ROOM = 0.14  # of the decades of the axis, beside what lies outermost: a number there stays inside
 
 
 @dataclass(frozen=True)
@@ -129,4 +130,5 @@ def _span(rows: Sequence[Row], published: Sequence[Claim]) -> tuple[float, float
     ends = [1.0, *(claim.s for claim in published), *(row["s"] for row in rows if not text.undetermined(row))]
     ends += [row[end] for row in rows if text.sound(row) for end in ("lo", "hi")]
     known = [end for end in ends if end > 0 and math.isfinite(end)]
-    return min(known) / 1.35, max(known) * 1.35
+    room = max(1.35, (max(known) / min(known)) ** ROOM)
+    return min(known) / room, max(known) * room

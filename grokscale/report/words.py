@@ -12,9 +12,11 @@ NAME = 24  # of an arm's name in a table
 
 
 def ratio(value: float, places: int = 1) -> str:
-    """A factor to a place that means something: 1.03, 1.9, 12, 1,234."""
+    """A factor to a place that means something: 0.0046, 1.03, 1.9, 12, 1,234."""
     if not math.isfinite(value):
         return "-"
+    if 0 < value < 0.095:
+        return f"{value:.{1 - math.floor(math.log10(value))}f}"
     if value >= 10:
         return f"{value:,.{places - 1}f}" if value < 100 else f"{value:,.0f}"
     return f"{value:.{places}f}" if abs(value - 1) >= 0.095 else f"{value:.2f}"
