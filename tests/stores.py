@@ -9,7 +9,7 @@ from pathlib import Path
 from grokscale.store import Store
 
 ROOT = Path(__file__).parent.parent
-WRITER ="""
+WRITER = """
 import sys
 from grokscale.store import Store
 from tests.rows import curve, replica
@@ -27,12 +27,33 @@ def files(store: Store, table: str) -> list[Path]:
     return sorted((store.local / table).glob("[0-9]*.parquet"))
 
 
+def generation(store: Store) -> int:
+    """How often the replicas have been merged."""
+    assert store.local is not None
+    return max((int(path.stem) for path in (store.local / "replicas/generations").glob("*.json")), default=0)
+
+
 def writer(store: Store, name: str, count: int, code: str = WRITER) -> subprocess.Popen[str]:
     """A process that appends `count` replicas of trial `name` with their curves, and prints each."""
     return subprocess.Popen(
         [sys.executable, "-c", code, store.root, name, str(count)], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
 
+
+UNTIL_MERGED = """
+import itertools, sys
+from grokscale.store import Store
+from tests.rows import curve, replica
+from tests.stores import generation
+store, name, count = Store(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+for seed in itertools.count():
+    if seed >= count and generation(store) >= 2:
+        break
+    store.append("curves", curve(name, seed))
+    store.append("replicas", [replica(name, seed)])
+    print(seed, flush=True)
+"""
+"""A writer that goes on until what it writes beside has merged twice, however the machine shares its cores out."""
 
 COMPACTOR = """
 import sys
