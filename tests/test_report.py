@@ -337,6 +337,16 @@ def test_bars_are_the_stored_speed_ups_with_what_was_published(store: Store) -> 
         assert row["id"] in page.text and row["verdict"] in page.text
 
 
+def test_numbers_beside_bars_of_two_decades_stay_off_the_names(store: Store) -> None:
+    times = {"plain": [2000] * 8, "swift": [10] * 8, "shaky": [2400] * 8}
+    synthetic.confirmed(store, times=times)
+    axes = report.speedup_figure(store).axes[0]
+    frame = axes.get_window_extent()
+    drawn = [one.get_window_extent() for one in axes.texts]
+    assert "0.83" in [one.get_text() for one in axes.texts]
+    assert all(frame.x0 <= one.x0 and one.x1 <= frame.x1 for one in drawn)
+
+
 def test_the_page_has_the_practice_baseline_and_the_endpoints_of_the_text(store: Store) -> None:
     endpoint = {"name": "final", "metric": "test_acc"}
     changes = {"endpoint": [endpoint], "practice": ["shaky"]}
