@@ -538,3 +538,28 @@ def test_a_mirror_that_is_left_behind_in_a_figure_does_not_end_in_a_crash() -> N
     """Python ends such a thread inside matplotlib's C++, and the process with it, after all was saved."""
     ended = subprocess.run([sys.executable, "-c", DRAWING], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "everything is saved\n", "")
+
+
+ENDING = """
+import atexit, ctypes
+from concurrent.futures import ThreadPoolExecutor
+import grokscale.cli as cli
+
+libc, pool = ctypes.CDLL(None), ThreadPoolExecutor(1)
+libc.__cxa_atexit(libc.abort, None, None)  # what C++ does with its threads after Python's own end
+
+def app(**_):
+    atexit.register(print, "an exit that was asked for")
+    pool.submit(lambda: [None for _ in range(10**6)] and print("a thread's work"))
+    raise SystemExit(3)
+
+cli.app = app
+cli.main()
+"""
+
+
+def test_a_verb_ends_as_python_does_but_for_what_cpp_takes_apart() -> None:
+    """Arrow's threads could turn the end of a verb that did all it should into an abort."""
+    ended = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, check=False)
+    said = ["a thread's work", "an exit that was asked for"]
+    assert (ended.returncode, ended.stdout.splitlines(), ended.stderr) == (3, said, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -21,10 +22,20 @@ def main() -> None:
     try:
         app(args=arguments, prog_name="grokscale")
     except SystemExit as end:
-        if not any(thread.name == MIRROR for thread in threading.enumerate()):
-            raise
-        # MLflow was slow and is left behind in the middle of a figure. Python would take the thread down inside
-        # matplotlib's C++, which ends the process with an abort.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+        _leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+
+
+def _leave(code: int) -> None:
+    """End the process as Python does, but for the last: taking apart what C++ threads may still be inside of.
+
+    Arrow's pools can end that in "terminate called without an active exception" (apache/arrow#39862), rarely, when a
+    verb has done all that it should. MLflow's thread, slow and left behind in the middle of a figure, ends so for sure,
+    and the exits of what it works with would wait for it.
+    """
+    if not any(thread.name == MIRROR for thread in threading.enumerate()):
+        # Joins threads and ends those of executors; multiprocessing's children end with the same call.
+        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+        atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
