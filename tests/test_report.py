@@ -73,8 +73,9 @@ def test_speed_ups_in_the_text_are_what_the_grok_steps_say(full: Store) -> None:
 def test_a_slower_arm_has_more_steps_and_its_censored_seeds_are_counted(full: Store) -> None:
     page = report.results_text(full, "tiny")
     _, direction, s, _, _, censored, _ = cells(page, "Speed-up over plain", "shaky")
-    assert float(s) < 1 and direction.endswith("x more steps") and censored == "2/0"
-    assert float(direction.split("x")[0]) == pytest.approx(1 / float(s), abs=0.06)
+    assert s.startswith("<= 0.") and direction.endswith("x more steps") and censored == "2/0"
+    assert float(direction.split("x")[0].removeprefix(">= ")) == pytest.approx(1 / float(s[3:]), abs=0.06)
+    assert "shaky: an upper bound, 2 of its seeds did not grok by 16,384." in page
 
 
 def test_outcomes_and_medians(full: Store) -> None:
@@ -166,9 +167,12 @@ def test_a_bound_where_only_the_baseline_is_censored(store: Store) -> None:
     )
 
 
-@pytest.mark.parametrize(("s", "said"), [(2.0, ">= 2.0x less time"), (0.5, "<= 2.0x more time")])
-def test_a_bound_is_one_in_either_direction(s: float, said: str) -> None:
-    row = {"clock": "seconds", "s": s, "bound": ">=", "success_base": 1, "success_arm": 2}
+@pytest.mark.parametrize(("bound", "s", "said"), [
+    (">=", 2.0, ">= 2.0x less time"), (">=", 0.5, "<= 2.0x more time"),
+    ("<=", 2.0, "<= 2.0x less time"), ("<=", 0.5, ">= 2.0x more time"), ("=", 0.5, "2.0x more time"),
+])  # fmt: skip
+def test_a_bound_is_one_in_either_direction(bound: str, s: float, said: str) -> None:
+    row = {"clock": "seconds", "s": s, "bound": bound, "success_base": 1, "success_arm": 2}
     assert text.direction(row) == said
 
 
@@ -359,6 +363,19 @@ def test_the_page_has_the_practice_baseline_and_the_endpoints_of_the_text(store:
     assert over is not None
     for row in text.speedup_table(over)[1]:
         assert all(cell in page for cell in row)
+
+
+@pytest.mark.parametrize(("arm", "end", "marker"), [("plain", "hi", ">"), ("swift", "lo", "<")])
+def test_the_arrow_of_a_bound_points_to_where_s_may_lie(arm: str, end: str, marker: str, store: Store) -> None:
+    """On the interval's end. With the baseline censored S may be more, with the arm censored less."""
+    synthetic.confirmed(store, times={"shaky": grok_steps("plain"), arm: [NEVER, *grok_steps(arm)[1:]]})
+    axes = report.speedup_figure(store).axes[0]
+    arrows = [line for line in axes.lines if line.get_marker() in ("<", ">")]
+    rows = [row for row in view.collect(store).speedups if row["arm"] == "swift" or arm == "plain"]
+    assert arrows and all(line.get_marker() == marker for line in arrows)
+    assert sorted(float(np.asarray(line.get_xdata())[0]) for line in arrows) == pytest.approx(
+        sorted(row[end] for row in rows if row["clock"] in bars.CLOCKS)
+    )
 
 
 def test_bars_without_an_interval_are_pale_and_a_sweep_without_any_is_refused(store: Store) -> None:

@@ -57,7 +57,7 @@ def compute_endpoints(store: Store, sweep: str | None = None) -> list[dict[str, 
     value, lo, hi, n: with its t interval over the pairs.  p: of sign flips, None for sd_ratio.
     base_values, mine_values: of every seed, in the order of the plan's.
     margin, noninferior: is the arm shown to lose less than the margin? None without a margin.
-    censored_*, bound: seeds that never reached the threshold of a time_to, and ">=" as for S.
+    censored_*, bound: seeds that never reached the threshold of a time_to, and ">=" or "<=" as for S.
 
     A replica that diverged keeps the worst value it had; before it was ever looked at it counts as the worst seed of
     the two arms. Raises GrokscaleError for an invalid comparison, for
@@ -174,9 +174,9 @@ def summary(row: Row) -> str:
     """A row of `endpoints` in words: "+0.012 [+0.004, +0.02], loss < 0.005"."""
     lo, hi = row["lo"], row["hi"]
     if row["scale"] == "ratio":
-        least = ">= " if row["bound"] == ">=" else ""
+        bound = "" if row["bound"] == "=" else f"{row['bound']} "
         interval = f" [{lo:.3g}, {hi:.3g}]" if math.isfinite(hi) and lo > 0 else ""
-        text = f"{least}{row['value']:.3g}x{interval}"
+        text = f"{bound}{row['value']:.3g}x{interval}"
     else:
         interval = f" [{lo:+.3g}, {hi:+.3g}]" if math.isfinite(hi) else ""
         text = f"{row['value']:+.3g}{interval}"

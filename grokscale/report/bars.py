@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NOTE = (
     "S with its 95 % interval, right of 1 is sooner than the baseline; pale: without an interval; "
-    "an arrow: a lower bound. Diamond: as published."
+    "an arrow: a bound, S may lie beyond it. Diamond: as published."
 )
 CLOCKS = ("steps", "seconds")
 FAINT = 0.35
@@ -105,15 +105,17 @@ def _bar(axes: Axes, i: int, row: Row, colour: str, claimed: Sequence[float]) ->
     if sound:
         axes.plot([row["lo"], row["hi"]], [i, i], color=ink, linewidth=1.6, zorder=3)
         axes.plot([row["lo"], row["hi"]], [i, i], color=ink, marker="|", markersize=7, linestyle="none", zorder=3)
-    if row["bound"] == ">=":
-        axes.plot([row["hi"] if sound else s], [i], color=ink, marker=">", markersize=6, linestyle="none", zorder=3)
+    if row["bound"] != "=":
+        end, marker = ("hi", ">") if row["bound"] == ">=" else ("lo", "<")
+        axes.plot([row[end] if sound else s], [i], color=ink, marker=marker, markersize=6, linestyle="none", zorder=3)
     side, room = ("left", 5) if s >= 1 else ("right", -5)
+    if row["bound"] == (">=" if s >= 1 else "<="):  # the arrow is on the number's side
+        room += 3 if s >= 1 else -3
     at = (row["hi"] if s >= 1 else row["lo"]) if sound else s
     at = (max if s >= 1 else min)([at, *(c for c in claimed if at / NEAR < c < at * NEAR)])
     said = "neither groks" if text.undetermined(row) else ratio(s, 2)
     axes.annotate(
-        said, (at, i), (room + (3 if row["bound"] == ">=" and s >= 1 else 0), 0), textcoords="offset points",
-        va="center", ha=side, fontsize=8,
+        said, (at, i), (room, 0), textcoords="offset points", va="center", ha=side, fontsize=8,
     )  # fmt: skip
 
 

@@ -101,9 +101,9 @@ def answer(view: SweepView) -> str:
             f"No arm is shown to grok sooner than {view.baseline}: no 95 % interval lies above 1 "
             f"({count(rows[0]['n'], _seed(rows[0]))}, tau = {number(view.tau)} steps).{later}"
         )
-    least = "at least " if best["bound"] == ">=" else ""
+    bound = {">=": "at least ", "<=": "at most "}.get(best["bound"], "")
     text = (
-        f"{best['arm']} groks {least}{ratio(best['s'])}x sooner than {view.baseline}: 95 % interval "
+        f"{best['arm']} groks {bound}{ratio(best['s'])}x sooner than {view.baseline}: 95 % interval "
         f"{interval(best)}, {count(best['n'], _seed(best))}, {_censored(best)}."
     )
     seconds = next((row for row in of_clock(view, "seconds") if row["arm"] == best["arm"]), None)
@@ -219,8 +219,10 @@ def censoring_notes(view: SweepView) -> list[str]:
             half = "" if row["s_half"] is None or undetermined(row) else f"; at tau/2 S is {ratio(row['s_half'], 2)}"
             both = f"{ours} of its seeds and {theirs} of the baseline's"
             notes.append(f"{arm}: {both} did not grok by {tau}{half}.")
-        elif row["bound"] == ">=":
+        elif theirs:
             notes.append(f"{arm}: a lower bound, {theirs} of the baseline's seeds did not grok by {tau}.")
+        elif ours:
+            notes.append(f"{arm}: an upper bound, {ours} of its seeds did not grok by {tau}.")
     return notes
 
 
@@ -376,11 +378,15 @@ def direction(row: Row) -> str:
         return "neither groks"
     if s >= 1:
         return f"{_bound(row)}{ratio(s)}x {fewer} {unit}"
-    return f"{'<= ' if row['bound'] == '>=' else ''}{ratio(1 / s)}x {more} {unit}"
+    return f"{_bound(row, turned=True)}{ratio(1 / s)}x {more} {unit}"
 
 
-def _bound(row: Row) -> str:
-    return ">= " if row["bound"] == ">=" else ""
+def _bound(row: Row, *, turned: bool = False) -> str:
+    """What stands before S, or before 1 / S, which is turned."""
+    bound = row["bound"]
+    if turned:
+        bound = {">=": "<=", "<=": ">="}.get(bound, bound)
+    return "" if bound == "=" else f"{bound} "
 
 
 def interval(row: Row) -> str:

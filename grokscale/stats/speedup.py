@@ -22,7 +22,8 @@ class SpeedUp:
     s, lo, hi: exp(mean paired log difference) with its t interval, unpaired Welch's; (0, inf) where there is
     none: one pair, or nothing grokked at all (`undetermined`: then s = 1 only says that both were clamped).
     p: sign-flip permutation, unpaired of labels.  corr: of the pairs' logs, None where one side does not vary.
-    bound: ">=" where s is a lower bound (the baseline has censored seeds, the arm none), else "=".
+    bound: ">=" where s is a lower bound (the baseline has censored seeds, the arm none), "<=" where it is an upper one
+    (the arm has, the baseline none), else "=".
     s_half: s at tau / 2.  rmst_*: ratio of mean clamped times.  median_*: Kaplan-Meier, None if not reached.
     success_*: share that grokked.  p_sooner: P(T_arm < T_base).  logrank_p: None where nothing grokked.
     """
@@ -137,7 +138,7 @@ class _Both:
         return SpeedUp(
             s=math.exp(s.value), lo=math.exp(s.lo), hi=exp(s.hi), n=s.n, p=p, corr=corr,
             censored_base=int((~base).sum()), censored_arm=int((~arm).sum()),
-            bound=">=" if arm.all() and not base.all() else "=", horizon=self.tau, s_half=self.s_half,
+            bound="=" if arm.all() == base.all() else ">=" if arm.all() else "<=", horizon=self.tau, s_half=self.s_half,
             rmst_ratio=cost.value, rmst_lo=cost.lo, rmst_hi=cost.hi,
             median_base=median(x, base), median_arm=median(y, arm),
             success_base=float(base.mean()), success_arm=float(arm.mean()),
