@@ -78,6 +78,13 @@ def test_a_slower_arm_has_more_steps_and_its_censored_seeds_are_counted(full: St
     assert "shaky: an upper bound, 2 of its seeds did not grok by 16,384." in page
 
 
+def test_the_answer_says_of_an_upper_bound_that_it_is_one(store: Store) -> None:
+    synthetic.confirmed(store, times={"swift": [NEVER, *[t // 8 for t in grok_steps("swift")[1:]]]})
+    said = report.results_text(store, "tiny").split("\n\n")[1].replace("\n", " ")
+    best = next(row for row in view.collect(store).speedups if (row["arm"], row["clock"]) == ("swift", "steps"))
+    assert best["lo"] > 1 and said.startswith(f"swift groks at most {words.ratio(best['s'])}x sooner than plain")
+
+
 def test_outcomes_and_medians(full: Store) -> None:
     page = report.results_text(full, "tiny")
     lo, hi = stats.wilson(6, 8)

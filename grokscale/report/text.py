@@ -219,9 +219,9 @@ def censoring_notes(view: SweepView) -> list[str]:
             half = "" if row["s_half"] is None or undetermined(row) else f"; at tau/2 S is {ratio(row['s_half'], 2)}"
             both = f"{ours} of its seeds and {theirs} of the baseline's"
             notes.append(f"{arm}: {both} did not grok by {tau}{half}.")
-        elif theirs:
+        elif row["bound"] == ">=":
             notes.append(f"{arm}: a lower bound, {theirs} of the baseline's seeds did not grok by {tau}.")
-        elif ours:
+        elif row["bound"] == "<=":
             notes.append(f"{arm}: an upper bound, {ours} of its seeds did not grok by {tau}.")
     return notes
 
