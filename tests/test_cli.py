@@ -231,6 +231,26 @@ def test_output_that_cannot_be_written(full: Store, folder: Path) -> None:
     assert "cannot be written" in call("results", "-o", "tiny.toml/x", "--store", full.root, code=2).stderr
 
 
+@pytest.mark.parametrize("verb", [("methods",), ("sql", "SELECT 1", "--format", "csv")])
+def test_a_full_disk_under_the_output_is_a_message(verb: Sequence[str], tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full_disk:
+        done = subprocess.run(
+            [*GROKSCALE, *verb], stdout=full_disk, stderr=subprocess.PIPE,
+            text=True, env=environment() | {"GROKSCALE_STORE": str(tmp_path)}, check=False,
+        )  # fmt: skip
+    assert done.stderr == "output: cannot be written: No space left on device; make room, then repeat it\n"
+    assert done.returncode == 1
+
+
+def test_a_reader_that_leaves_is_no_failure() -> None:
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([*GROKSCALE, "methods"], stdout=pipe, stderr=pipe, env=environment())
+    assert process.stdout is not None
+    process.stdout.close()
+    _, said = process.communicate()
+    assert (process.returncode, said) == (0, b"")
+
+
 # ---------------------------------------------------------------------------------------------- run
 
 

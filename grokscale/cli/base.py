@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import sys
 from pathlib import Path
@@ -36,8 +37,18 @@ class Verbs(TyperGroup):
         except KeyboardInterrupt:
             end_with("interrupted", 130)
         except BrokenPipeError:  # who reads our pipe has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _mute()
             raise typer.Exit(0) from None
+        except OSError as error:
+            if ctx.params.get("debug") or error.errno != errno.ENOSPC:
+                raise
+            _mute()
+            end_with(f"{error.filename or 'output'}: cannot be written: {error.strerror}; make room, then repeat it", 1)
+
+
+def _mute() -> None:
+    """Let what is still to be written to stdout go nowhere: at the end of the process it would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def end_with(message: str, code: int) -> NoReturn:
