@@ -238,7 +238,7 @@ def test_a_full_disk_under_the_output_is_a_message(verb: Sequence[str], tmp_path
             [*GROKSCALE, *verb], stdout=full_disk, stderr=subprocess.PIPE,
             text=True, env=environment() | {"GROKSCALE_STORE": str(tmp_path)}, check=False,
         )  # fmt: skip
-    assert done.stderr == "output: cannot be written: No space left on device; make room, then repeat it\n"
+    assert done.stderr == "output: cannot be written: No space left on device; make room, then give the command again\n"
     assert done.returncode == 1
 
 

@@ -43,7 +43,8 @@ class Verbs(TyperGroup):
             if ctx.params.get("debug") or error.errno != errno.ENOSPC:
                 raise
             _mute()
-            end_with(f"{error.filename or 'output'}: cannot be written: {error.strerror}; make room, then repeat it", 1)
+            where = error.filename or "output"
+            end_with(f"{where}: cannot be written: {error.strerror}; make room, then give the command again", 1)
 
 
 def _mute() -> None:
