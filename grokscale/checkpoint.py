@@ -196,15 +196,19 @@ class Claim:
         return True
 
 
+def claimed(store: Store) -> set[str]:
+    """The trials that some process trains, or trained when it was killed."""
+    return {path.name for path in store.folder("claims").iterdir()}
+
+
 def tidy(store: Store) -> None:
     """Remove what processes leave that are killed just after they have stored an answer, which nobody asks for again:
     their claims, the checkpoints that the store answers, and those that they were writing.
 
     What is under way is left alone, whatever sweep it belongs to: its trial is claimed.
     """
-    folder, claims = store.folder("checkpoints"), store.folder("claims")
-    left = sorted(folder.iterdir())
-    trials = {path.name.lstrip(".").partition("-")[0] for path in left} | {path.name for path in claims.iterdir()}
+    left = sorted(store.folder("checkpoints").iterdir())
+    trials = {path.name.lstrip(".").partition("-")[0] for path in left} | claimed(store)
     for trial_id in sorted(trials):
         claim = Claim(store, trial_id)
         if not claim.take() or not claim.held:

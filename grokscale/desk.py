@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from grokscale import search
+from grokscale.checkpoint import claimed
 from grokscale.errors import GrokscaleError
 from grokscale.outcomes import answers
 from grokscale.search import Job, Plan
@@ -181,7 +182,8 @@ class PhaseDesk:
     def take(self) -> tuple[Key, Mapping[str, Any]] | None:
         self.settle()
         busy = {running.job.trial_id for running in self._running.values()}  # asked twice, trained once
-        for job in self.plan.jobs():
+        elsewhere = claimed(self.ledger.store)  # in the end: a worker would wait for it while others can be trained
+        for job in sorted(self.plan.jobs(), key=lambda job: job.trial_id in elsewhere):
             if job.key in self._running or job.trial_id in busy:
                 continue
             seeds = self.ledger.missing(job, self._metrics)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 
 from grokscale import search
+from grokscale.checkpoint import Claim
 from grokscale.desk import Ledger, PhaseDesk, Phases
 from grokscale.methods.spaces import Complement
 from grokscale.search import Ended, FixedPlan, Job, SearchPlan
@@ -348,6 +349,18 @@ def test_a_trial_that_two_arms_ask_for_is_trained_once(tmp_path: Path) -> None:
         desk.finished(key)
     desk.settle()
     assert desk.through and desk.reused == len(plan.ended["twin"]) == 2
+
+
+def test_a_trial_that_another_sweep_trains_is_handed_out_last(tmp_path: Path) -> None:
+    one = resolved(arm=[{"name": "none"}], search={"trials": 3, "seeds": 2})
+    store, plan = Store(tmp_path), SearchPlan(one)
+    first, *others = [job.trial_id for job in plan.jobs()]
+    claim = Claim(store, first)
+    assert len(others) == 2 and claim.take()
+    desk = PhaseDesk(plan, Ledger(store, one.sweep_id), HORIZON, {"root": ""}, lambda progress: None)
+    handed = [TrialSpec.from_json(taken[1]["job"]["spec"]).trial_id for _ in range(3) if (taken := desk.take())]
+    claim.release()
+    assert handed == [*others, first]
 
 
 def test_the_driver_takes_its_workers_word_for_where_an_answer_lies_and_the_stores_for_what_it_is(
