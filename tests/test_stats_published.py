@@ -89,6 +89,12 @@ def test_every_verdict_is_tested():
     assert {case[-1] for case in CASES} == set(VERDICTS)
 
 
+@given(st.integers(1, 10**6), st.integers(2, 20))
+def test_seeds_that_all_cross_where_the_claim_does_reproduce_it(step: int, n: int):
+    assert judge([step] * n, step, s=FASTER, s_claimed=2.0).verdict == "reproduced"
+    assert judge([step] * n, 2 * step, s=FASTER, s_claimed=2.0).verdict != "reproduced"
+
+
 def test_what_is_retained_of_a_claim():
     assert judge(TIGHT, 50, s=Interval(4.0, 3, 5, 5), s_claimed=16.0).retained == pytest.approx(0.5)
     assert judge(TIGHT, 50, s=SLOWER, s_claimed=2.0).retained == pytest.approx(-1)

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from grokscale.stats.base import LEVEL, Interval, exp
 
 WIDE = 4.0  # a prediction interval that spans more than this factor agrees with too much
+ROUNDING = 1e-9  # of exp and log: seeds that all cross at one look have an interval of no width, maybe the claim
 
 VERDICTS = ("reproduced", "smaller", "larger", "no effect", "reversed", "inconclusive", "not run")
 
@@ -98,7 +99,7 @@ def judge(
 
 
 def _verdict(found: Interval, claimed: float, s: Interval | None, s_claimed: float | None) -> str:
-    inside = found.lo <= claimed <= found.hi
+    inside = found.lo * (1 - ROUNDING) <= claimed <= found.hi * (1 + ROUNDING)
     if found.n == 1 or (inside and found.hi / found.lo > WIDE):
         return "inconclusive"
     if s is None or s_claimed is None:
