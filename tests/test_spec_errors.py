@@ -69,6 +69,10 @@ def test_errors_carry_their_exit_codes_and_all_problems():
 def test_nearest_is_everything_nearest_first():
     assert nearest("egdd", ["none", "egd", "grokfast"])[0] == "egd"
     assert sorted(nearest("x", ["b", "a"])) == ["a", "b"]
+    decays = ["ema:wd=0.01", "ema:wd=0.3", "ema:wd=1", "ema:wd=2", "ema:wd=5", "none:wd=2"]
+    assert nearest("ema:wd=2.0", decays)[:2] == ["ema:wd=2", "ema:wd=1"]
+    assert nearest("EMA:wd=1e-2", decays)[:2] == ["ema:wd=0.01", "ema:wd=0.3"]
+    assert nearest("egd-1-add-90", ["egd-1-add", "egd-1-add-127", "egd-1-add-97"])[0] == "egd-1-add-97"
     assert suggest("lern", ["learn", "x"]).startswith("did you mean 'learn'? allowed: learn, x")
     assert suggest("zzz", ["a"]) == "allowed: a"
     assert suggest("zzz", []) == "nothing is allowed here"
