@@ -12,6 +12,7 @@ FIT = 0.99  # train accuracy that counts as fitted
 SUSTAIN = 1.1  # a crossing at t must hold until SUSTAIN * t ...
 LOOKS = 3  # ... and for at least this many evaluations
 STABLE = 2.0  # a confirmed replica is watched until STABLE * grok_step
+UNTIL = ("decided", "stable", "horizon")  # how long a replica is watched
 
 
 class Crossing(NamedTuple):
@@ -107,13 +108,15 @@ def finished(curve: Mapping[str, np.ndarray], *, threshold: float, step: int, ho
 
     until = "decided": both crossings are sustained, or the horizon is reached and none is pending (a crossing just
     before the horizon is watched until it is decided, at most 1.1 x).  until = "stable": a grokked replica goes on
-    to 2 x grok_step, beyond the horizon if need be.
+    to 2 x grok_step, beyond the horizon if need be.  until = "horizon": so too, and no replica stops before it.
     """
+    if until == "horizon" and step < horizon:
+        return False
     steps = curve["step"]
     test = crossing(steps, curve["test_acc"], threshold)
     val = crossing(steps, curve["val_acc"], threshold)
     if test.sustained is not None:
-        if until == "stable" and test.sustained <= horizon:
+        if until != "decided" and test.sustained <= horizon:
             return step >= STABLE * test.sustained
         if until == "decided" and val.sustained is not None:
             return True
@@ -130,9 +133,11 @@ def answers(row: Mapping[str, Any], horizon: int, until: str, metrics: Sequence[
         return False
     if row["diverged_step"] is not None:
         return True
+    if until == "horizon" and row["observed_to"] < horizon:
+        return False
     grok, val = row["grok_step"], row["val_grok_step"]
     if grok is not None and grok <= horizon:
-        if until == "stable":
+        if until != "decided":
             return row["observed_to"] >= STABLE * grok
         return (val is not None and val <= horizon) or row["observed_to"] >= horizon
     return row["observed_to"] >= horizon

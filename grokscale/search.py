@@ -447,7 +447,7 @@ def defaults(resolved: Resolved) -> dict[str, Winner]:
 
 
 def confirm_plan(resolved: Resolved, winners: Mapping[str, Winner], seeds: Sequence[int], tau: int) -> FixedPlan:
-    """Confirm: the winner of every arm on fresh seeds; what groks is watched to twice its grok step."""
+    """Confirm: the winner of every arm on fresh seeds, watched as [confirm] until says."""
     chosen = [(arm.name, winners[arm.name]) for arm in resolved.arms if arm.name in winners]
     jobs = [
         Job(
@@ -458,7 +458,7 @@ def confirm_plan(resolved: Resolved, winners: Mapping[str, Winner], seeds: Seque
             resolved.trial(arm, one.params),
             tuple(seeds if one.seeds is None else one.seeds),
             tau,
-            "stable",
+            resolved.experiment.confirm.until,
         )
         for arm, one in chosen
     ]

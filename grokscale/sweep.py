@@ -256,7 +256,7 @@ class _Sweep:
         asked: dict[str, Any] = {
             "search": x.search.model_dump(),
             "race": x.race.model_dump(),
-            "confirm": x.confirm.model_dump(),
+            "confirm": x.confirm.model_dump(exclude={"until"}),
         }
         if not x.search.trials:
             asked["search"] = asked["race"] = {}

@@ -115,6 +115,32 @@ def test_a_published_endpoint_is_held_against_that_of_every_seed(store: Store):
     assert list(found.values()) == answers.verdicts(store, "q"), "what a sweep stored says the same"
 
 
+def test_a_value_read_at_the_end_is_held_against_seeds_that_were_watched_to_it(store: Store):
+    ends = [{"name": "final", "metric": "test_acc"}]
+    level = {"id": "e", "claim": "endpoint", "endpoint": "final", "value": 0.9, "arm": "swift", "source": "table 2"}
+    over = {**level, "id": "over", "against": "plain", "against_value": 0.8, "at": 20_000}
+    papers = [{**level, "at": 20_000}, over, {**level, "id": "early", "at": 10_000}]
+    for name in "tu":
+        for seed, level in zip(SEEDS, (0.9, 0.88, 0.91, 0.89), strict=True):
+            store.append("curves", curve(name, seed, test_acc=level))
+    store.append("sweeps", [sweep(experiment_json=json.dumps({"paper": papers, "endpoint": ends}))])
+
+    def found() -> dict[str, dict[str, Any]]:
+        return {row["id"]: row for row in answers.verdicts(store, "q")}
+
+    assert found()["e"]["verdict"] == "not run" and found()["e"]["why"] == (
+        f"{SWEEP}: published at step 20,000, and 4 of 4 seeds of arm 'swift' were watched less far, one to 1,900 only; "
+        "confirm.until = \"horizon\" watches them on")
+    assert found()["early"]["why"] == f"{SWEEP}: published at step 10,000, and endpoints are read at 20,000"
+    store.append("replicas", [grokked("u", *pair, observed_to=20_000) for pair in zip(SEEDS, SWIFT, strict=True)])
+    assert found()["e"]["verdict"] == "reproduced"
+    assert "of arm 'plain' were" in found()["over"]["why"], "its ratio needs the other arm's too"
+    lost = {"outcome": "diverged", "grok_step": None, "diverged_step": 9000, "observed_to": 9000}
+    store.append("replicas", [grokked("t", seed, 4000, observed_to=20_000) for seed in SEEDS[:3]])
+    store.append("replicas", [{**grokked("t", SEEDS[3], 4000), **lost, "attempt": "second"}])
+    assert found()["over"]["why"] is None, "one that diverged has its last value"
+
+
 def test_an_endpoint_that_nothing_is_known_of_says_so(store: Store):
     row = {"id": "e", "claim": "endpoint", "endpoint": "final", "value": 0.9, "arm": "swift", "source": "table 2"}
     (found,) = judged(store, row)

@@ -224,6 +224,12 @@ def test_a_confirmed_replica_is_watched_to_twice_its_grok_step() -> None:
     assert ends_at(".....#....", 1000, "stable") == 1000
 
 
+def test_until_the_horizon_nothing_stops_before_it_and_what_groks_late_is_watched_as_long_as_ever() -> None:
+    assert ends_at("..########", 1000, "horizon") == 1000
+    assert ends_at("........" + "#" * 20, 1000, "horizon") == 1800
+    assert ends_at("..........", 1000, "horizon") == 1000
+
+
 # ------------------------------------------------------------------------------------------- clamp and reuse
 
 
@@ -249,6 +255,11 @@ def test_clamp() -> None:
         ({"outcome": "memorised", "observed_to": 1000}, 500, "stable", True),
         ({"grok_step": 800, "val_grok_step": 800, "observed_to": 900}, 500, "stable", True),
         ({"outcome": "diverged", "diverged_step": 40, "observed_to": 40}, 1000, "decided", True),
+        ({"outcome": "diverged", "diverged_step": 40, "observed_to": 40}, 1000, "horizon", True),
+        ({"grok_step": 300, "val_grok_step": 300, "observed_to": 600}, 1000, "horizon", False),
+        ({"grok_step": 300, "val_grok_step": 300, "observed_to": 1000}, 1000, "horizon", True),
+        ({"grok_step": 800, "val_grok_step": 800, "observed_to": 1000}, 1000, "horizon", False),
+        ({"grok_step": 800, "val_grok_step": 800, "observed_to": 1600}, 1000, "horizon", True),
     ],
 )
 def test_what_a_stored_row_answers(row: dict[str, Any], horizon: int, until: str, answered: bool) -> None:

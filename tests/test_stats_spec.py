@@ -138,12 +138,22 @@ def test_endpoints_must_differ_and_need_their_split():
     ({"claim": "ratio", "endpoint": "spread"}, "paper[1].endpoint: is a sd_ratio, which no seed has alone"),
     ({"claim": "endpoint", "endpoint": "final", "threshold": 0.9}, "paper[1]: an endpoint has no clock and no thr"),
     ({"claim": "ratio", "endpoint": "final", "arm": "none"}, 'paper[1].arm: "none" is compared with itself'),
+    ({"at": 100}, "paper[1]: at is for an endpoint: a time is read where it is"),
+    ({"claim": "endpoint", "endpoint": "final", "at": 0}, "paper[1].at: must be an integer >= 1, got 0"),
     ({"clock": "hours"}, "paper[1].clock: must not be \"hours\"; "),
 ])  # fmt: skip
 def test_a_published_value_that_cannot_be_is_refused(paper: dict[str, Any], said: str):
     ends = [FINAL, {"name": "spread", "kind": "sd_ratio", "metric": "test_acc"}]
     (problem,) = problems(paper=[{**PAPER, **paper}], endpoint=ends)
     assert problem.startswith(said), problem
+
+
+def test_an_endpoint_is_read_at_the_horizon_which_a_search_may_move():
+    table = {**PAPER, "claim": "endpoint", "endpoint": "final", "at": 100}
+    (said,) = problems(paper=[table], endpoint=[FINAL], search={"trials": 0})
+    assert said == "paper[1].at: must be the horizon, 2,000, up to which endpoints are read"
+    assert parse(basic(paper=[{**table, "at": 2000}], endpoint=[FINAL], search={"trials": 0})).paper[0].at == 2000
+    assert parse(basic(paper=[table], endpoint=[FINAL])).paper[0].at == 100
 
 
 def test_published_values_must_differ_and_say_where_they_are_from():

@@ -277,6 +277,22 @@ def test_more_of_the_same_sweep(undisturbed: Ran, monkeypatch: pytest.MonkeyPatc
     assert result.trained and trained_twice(undisturbed.store) == []
 
 
+def test_confirmed_seeds_are_watched_on_to_the_horizon(ray_here: None, tmp_path: Path) -> None:
+    """Asked for later, it is the same plan and the same crossings, seen for longer."""
+    store, few = Store(tmp_path), {"search": {"trials": 0}, "arm": MIX["arm"][:2]}
+    run_sweep(resolve(**few, confirm={"seeds": 2}), store, tracking="none")
+    before = {(row["trial_id"], row["seed"]): row for row in store.replicas().to_pylist()}
+    assert any(row["observed_to"] < 1200 for row in before.values() if row["outcome"] == "grokked")
+    longer = run_sweep(resolve(**few, confirm={"seeds": 2, "until": "horizon"}), store, tracking="none")
+    assert len(store.table("plans").to_pylist()) == 1 and longer.trained
+    after = {(row["trial_id"], row["seed"]): row for row in store.replicas().to_pylist()}
+    assert after.keys() == before.keys()
+    for key, row in after.items():
+        assert row["observed_to"] >= 1200 or row["outcome"] == "diverged"
+        assert (row["outcome"], row["grok_step"], row["fit_step"], row["diverged_step"]) == tuple(
+            before[key][name] for name in ("outcome", "grok_step", "fit_step", "diverged_step"))  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------- stopped and killed
 
 

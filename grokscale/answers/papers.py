@@ -54,6 +54,7 @@ def verdicts(
         row = {**about, "sweep_id": sweep_id, "against": against, "why": None}
         try:
             if paper.endpoint is not None:
+                _watched(store, sweep_id, plan, paper, against)
                 judged = _judged_endpoint(endpoints(store, sweep_id), paper, against)
             else:
                 judged = _judged(store, sweep_id, plan, paper, against, timings)
@@ -97,6 +98,22 @@ def _judged(
         ours, censored = both[0](theirs) / both[1](crossed), censored + int(np.sum(~seen))
     verdict = published.judge(ours, _claimed(paper), m=paper.m, s=s, s_claimed=_claimed_s(paper))
     return _answer(paper, verdict, s=s, censored=censored)
+
+
+def _watched(store: Store, sweep_id: str, plan: Row | None, paper: Paper, against: str | None) -> None:
+    """Raise GrokscaleError where a seed's last value is not that of the step at which the published one was read."""
+    if plan is None or paper.at is None:
+        return
+    if paper.at != plan["tau"]:
+        raise GrokscaleError(f"{sweep_id}: published at step {paper.at:,}, and endpoints are read at {plan['tau']:,}")
+    for arm in (paper.arm, against):
+        rows = [] if arm is None else side(store, sweep_id, arm, plan).rows
+        short = [row["observed_to"] for row in rows if row["diverged_step"] is None and row["observed_to"] < paper.at]
+        if short:
+            raise GrokscaleError(
+                f"{sweep_id}: published at step {paper.at:,}, and {len(short)} of {len(rows)} seeds of arm '{arm}' "
+                f"were watched less far, one to {min(short):,} only; confirm.until = \"horizon\" watches them on"
+            )
 
 
 def _judged_endpoint(rows: Sequence[Row], paper: Paper, against: str | None) -> dict[str, Any]:

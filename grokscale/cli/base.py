@@ -91,6 +91,7 @@ class Until(enum.StrEnum):
 
     decided = "decided"
     stable = "stable"
+    horizon = "horizon"
 
 
 def option(*names: str, **more: Any) -> Any:

@@ -102,7 +102,9 @@ def run(
     arm: Annotated[str | None, option(metavar="LABEL", help="Which arm; default the baseline.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the namespace `run`.")] = 1,
     seed_list: Annotated[str | None, option(metavar="1,2,3", help="These seeds instead.")] = None,
-    until: Annotated[Until, typer.Option(help="To the crossing, or to twice its step.")] = Until.decided,
+    until: Annotated[
+        Until, typer.Option(help="To the crossing, to twice its step, or besides to the horizon.")
+    ] = Until.decided,
     metrics: Annotated[
         str | None, option(metavar="A,B", help="Measures to take, in place of the file's; `metrics` lists them.")
     ] = None,

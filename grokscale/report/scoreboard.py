@@ -79,8 +79,7 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
         "Times are first crossings, in the paper's clock; the prediction interval is that of one more run. Speed-up:",
         "ours on sustained crossings with its 95 % interval, of other endpoints how many times better they are; the",
         "paper's, and the share of its logarithm that is left.",
-        "Seeds that never crossed count with the horizon. A final value is a replica's last: one that grokked ends at",
-        "twice its grok step, where a paper's run may go on.", "",
+        "Seeds that never crossed count with the horizon.", "",
         *_table(["section", "published", "run", *VERDICTS[:-1]], "<" + ">" * (len(VERDICTS) + 1), _sums(found)),
     ]  # fmt: skip
     for section in dict.fromkeys(row["section"] for row in found):

@@ -92,6 +92,7 @@ class Paper(Table):
     clock: what it counts; epochs need steps_per_epoch where the claim is a time.
     arm: ours.  against: the arm that it was compared with; a speed-up's is the baseline by default.
     against_value: the published value of `against`, which makes a time or an endpoint a claim of a ratio too.
+    at: the step at which an endpoint's value was read, our horizon: seeds that were not watched so far do not compare.
     threshold: the accuracy that counted; it must be the experiment's.  m: runs that the value is the mean of.
     """
 
@@ -102,6 +103,7 @@ class Paper(Table):
     arm: str = Field(description="label of the arm that the value is about")
     against: str | None = None
     endpoint: str | None = None
+    at: Annotated[Int, Field(ge=1)] | None = None
     against_value: Annotated[Float, Field(gt=0)] | None = None
     steps_per_epoch: Annotated[Int, Field(ge=1)] | None = None
     threshold: Annotated[Float, Field(gt=0, le=1)] | None = None
@@ -124,6 +126,8 @@ class Paper(Table):
             wrong.append("endpoint belongs to claim = \"endpoint\" and \"ratio\", and both need it")
         if self.endpoint is not None and (self.clock != "steps" or self.threshold is not None):
             wrong.append("an endpoint has no clock and no threshold")
+        if self.at is not None and self.endpoint is None:
+            wrong.append("at is for an endpoint: a time is read where it is")
         if not self.relative and (self.against is None) != (self.against_value is None):
             wrong.append("against and against_value belong together: whose time, and which")
         if self.against_value == self.value:
@@ -167,6 +171,8 @@ def check_claims(x: Experiment) -> list[tuple[Path, str]]:
                 found.append((("paper", i, "endpoint"), text))
             elif kinds[one.endpoint] == "sd_ratio":
                 found.append((("paper", i, "endpoint"), "is a sd_ratio, which no seed has alone to be compared with"))
+        if one.at is not None and one.at != x.horizon and not x.search.trials:
+            found.append((("paper", i, "at"), f"must be the horizon, {x.horizon:,}, up to which endpoints are read"))
         if one.arm == (one.against or (x.baseline if one.relative else None)):
             found.append((("paper", i, "arm"), f"{shown(one.arm)} is compared with itself; name another arm"))
     for label in x.practice:

@@ -313,9 +313,14 @@ class Race(Table):
 
 
 class Confirm(Table):
-    """[confirm]: fresh seeds for the winner of each arm; 0 leaves everything exploratory."""
+    """[confirm]: fresh seeds for the winner of each arm; 0 leaves everything exploratory.
+
+    until: stable, a replica that grokked is watched to twice its grok step; horizon, and every one to the horizon, for
+    endpoints that are read there. No part of the plan: asking for it later watches the same seeds longer.
+    """
 
     seeds: Annotated[Int, Field(ge=0)] = 20
+    until: Literal["stable", "horizon"] = "stable"
 
 
 class Metrics(Table):

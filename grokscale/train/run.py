@@ -11,6 +11,7 @@ import torch
 
 from grokscale import registry as registry_
 from grokscale.entries import Registry
+from grokscale.outcomes import UNTIL
 from grokscale.spec import TrialSpec
 from grokscale.train.lanes import Lanes
 from grokscale.train.pack import Evaluation, Pack
@@ -38,15 +39,16 @@ def train(
     """Train the replicas `seeds` of a trial; yield at every evaluation of the trial's schedule.
 
     horizon: steps after which a replica that has not grokked is given up.  until: "decided" stops a replica once its
-    crossing is decided, "stable" watches one that grokked until 2 x grok_step.  state: a snapshot to go on from, of
-    these seeds or more and with the same metrics: split run == whole run, bit for bit.  metrics: names of measures
-    (`grokscale metrics`), which change no number.  at_least: a replica is watched to this step even if it is decided
-    sooner.  compiled: compile the gradient where there is a compiler: another class of numerics, worth half a minute
-    for runs that take many.  keep: "final" gives the weights of a replica at the evaluation that ends it
-    (`Evaluation.kept`), "log-spaced" at the first evaluation after every power of two besides.
+    crossing is decided, "stable" watches one that grokked until 2 x grok_step, "horizon" so too, and all to the
+    horizon.  state: a snapshot to go on from, of these seeds or more and with the same metrics: split run == whole
+    run, bit for bit.  metrics: names of measures (`grokscale metrics`), which change no number.  at_least: a replica
+    is watched to this step even if it is decided sooner.  compiled: compile the gradient where there is a compiler:
+    another class of numerics, worth half a minute for runs that take many.  keep: "final" gives the weights of a
+    replica at the evaluation that ends it (`Evaluation.kept`), "log-spaced" at the first evaluation after every power
+    of two besides.
     """
-    if until not in ("decided", "stable"):
-        raise ValueError(f"until must be 'decided' or 'stable', got {until!r}")
+    if until not in UNTIL:
+        raise ValueError(f"until must be one of {', '.join(UNTIL)}, got {until!r}")
     if keep not in (None, "final", "log-spaced"):
         raise ValueError(f"keep must be 'final', 'log-spaced' or None, got {keep!r}")
     program = Program(spec, registry or registry_.load(spec.plugins), device, metrics=metrics, compiled=compiled)
