@@ -203,7 +203,10 @@ def test_status_follows_live_until_its_driver_is_gone(place: Path) -> None:
     seen = b""
     while not re.search(rb"plain +0/1 +1 ", seen):  # one trial, under way
         assert select.select([ours], [], [], PATIENCE_S)[0], seen
-        seen += os.read(ours, 4096)
+        try:
+            seen += os.read(ours, 4096)
+        except OSError:
+            raise AssertionError(f"it left, with code {process.wait()}: {seen.decode()}") from None
     assert f"{sweep_id}: search (exploratory) 0/1 trials".encode() in seen
     process.send_signal(signal.SIGINT)
     with contextlib.suppress(OSError):  # what a terminal says once nobody holds its other side
