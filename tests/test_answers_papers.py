@@ -139,6 +139,11 @@ def test_a_value_read_at_the_end_is_held_against_seeds_that_were_watched_to_it(s
     store.append("replicas", [grokked("t", seed, 4000, observed_to=20_000) for seed in SEEDS[:3]])
     store.append("replicas", [{**grokked("t", SEEDS[3], 4000), **lost, "attempt": "second"}])
     assert found()["over"]["why"] is None, "one that diverged has its last value"
+    store.append("endpoints", [{**row, "version": "0"} for row in answers.compute_endpoints(store, "q")])
+    assert found()["over"]["why"] is None
+    store.append("replicas", [grokked("u", SEEDS[0], SWIFT[0], observed_to=21_000)])
+    assert found()["over"]["why"] == (
+        f"{SWEEP}: seeds of arm 'swift' were watched on since 'final' was read; run the sweep to its end")
 
 
 def test_an_endpoint_that_nothing_is_known_of_says_so(store: Store):

@@ -54,8 +54,9 @@ def verdicts(
         row = {**about, "sweep_id": sweep_id, "against": against, "why": None}
         try:
             if paper.endpoint is not None:
-                _watched(store, sweep_id, plan, paper, against)
-                judged = _judged_endpoint(endpoints(store, sweep_id), paper, against)
+                ended = endpoints(store, sweep_id)
+                _watched(store, sweep_id, plan, paper, against, ended)
+                judged = _judged_endpoint(ended, paper, against)
             else:
                 judged = _judged(store, sweep_id, plan, paper, against, timings)
             rows.append({**row, **judged})
@@ -100,14 +101,25 @@ def _judged(
     return _answer(paper, verdict, s=s, censored=censored)
 
 
-def _watched(store: Store, sweep_id: str, plan: Row | None, paper: Paper, against: str | None) -> None:
-    """Raise GrokscaleError where a seed's last value is not that of the step at which the published one was read."""
+def _watched(
+    store: Store, sweep_id: str, plan: Row | None, paper: Paper, against: str | None, ended: Sequence[Row]
+) -> None:
+    """Raise GrokscaleError where a seed's last value is not that of the step at which the published one was read.
+
+    ended: the endpoints that are to be judged; those that a sweep stored are older than seeds that it watches on.
+    """
     if plan is None or paper.at is None:
         return
     if paper.at != plan["tau"]:
         raise GrokscaleError(f"{sweep_id}: published at step {paper.at:,}, and endpoints are read at {plan['tau']:,}")
+    stored = [row["at"] for row in ended if row["endpoint"] == paper.endpoint and "at" in row]
     for arm in (paper.arm, against):
         rows = [] if arm is None else side(store, sweep_id, arm, plan).rows
+        if stored and any(row["at"] > min(stored) for row in rows):
+            raise GrokscaleError(
+                f"{sweep_id}: seeds of arm '{arm}' were watched on since '{paper.endpoint}' was read; run the sweep to "
+                "its end"
+            )
         short = [row["observed_to"] for row in rows if row["diverged_step"] is None and row["observed_to"] < paper.at]
         if short:
             raise GrokscaleError(
