@@ -143,6 +143,21 @@ def test_a_measure_is_an_endpoint_too(store: Store):
         asked(store, {"name": "final", "measure": "gone"})
 
 
+def test_a_vector_counts_by_its_distance_from_its_first_value(store: Store):
+    for trial_id, reach in (("t", 4.0), ("u", 1.0)):
+        store.append("measures", [
+            {"trial_id": trial_id, "seed": seed, "attempt": "first", "step": step, "measure": "trajectory",
+             "vector": [seed + 0.6 * share * reach * seed, 7.0 - 0.8 * share * reach * seed]}
+            for seed in SEEDS for step, share in ((100, 1.0), (0, 0.0), (50, 9.0))
+        ])  # fmt: skip
+    way, spread = asked(
+        store, {"name": "way", "kind": "distance", "measure": "trajectory"},
+        {"name": "spread", "kind": "sd_ratio", "measure": "trajectory"})  # fmt: skip
+    assert (way["base"], way["mine"]) == (pytest.approx(48), pytest.approx(12))
+    assert (way["value"], spread["value"]) == (pytest.approx(4), pytest.approx(4))
+    assert not way["up"]
+
+
 def test_p_of_several_arms_is_corrected_within_an_endpoint(tmp_path: Path):
     store = Store(tmp_path)
     store.append("plans", [plan({"plain": "t", "swift": "u", "third": "v"}, SEEDS, tau=100)])

@@ -89,6 +89,16 @@ def test_a_seed_that_never_crossed_counts_as_the_horizon_and_is_counted(store: S
     assert (row["censored"], row["n"], row["median"], row["verdict"]) == (1, 4, 1000, "inconclusive")
 
 
+def test_seeds_none_of_which_crossed_do_not_contradict_a_time(store: Store):
+    lost = {"outcome": "memorised", "grok_step": None, "first_step": None, "observed_to": 20_000}
+    store.append("replicas", [{**grokked("v", seed, 1000), **lost} for seed in SEEDS])
+    store.append("plans", [plan({"plain": "v", "swift": "u"}, SEEDS, block=1)])
+    alone = {key: value for key, value in TIME.items() if key not in ("against", "against_value")}
+    time, ratio = judged(store, {**alone, "arm": "plain", "value": 4000}, RATIO)
+    assert (time["censored"], time["n"], time["lo"], time["verdict"]) == (4, 4, None, "inconclusive")
+    assert ratio["lo"] is not None and ratio["verdict"] == "larger"
+
+
 def test_a_published_endpoint_is_held_against_that_of_every_seed(store: Store):
     values = {"t": [0.8, 0.82, 0.81, 0.83], "u": [0.9, 0.88, 0.91, 0.89]}
     for name, finals in values.items():

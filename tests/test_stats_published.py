@@ -119,3 +119,10 @@ def test_a_verdict_says_what_it_rests_on():
 def test_impossible_claims_are_errors(values: list[float], claimed: float, more: dict[str, float], said: str):
     with pytest.raises(ValueError, match=said):
         judge(values, claimed, **more)  # pyright: ignore[reportArgumentType]
+
+
+def test_seeds_that_never_get_there_do_not_tell_a_time_from_another():
+    found = judge([60_000.0] * 3, 39_890, seen=False)
+    assert (found.verdict, found.n, found.median, found.percentile) == ("inconclusive", 3, 60_000, 0)
+    assert (found.lo, found.hi) == (None, None)
+    assert judge([60_000.0] * 3, 39_890).verdict == "larger"

@@ -88,13 +88,16 @@ def compute_endpoints(store: Store, sweep: str | None = None) -> list[dict[str, 
 def _curves(store: Store, of: Side, one: Endpoint) -> list[Curve]:
     """(steps, values) of every seed of a side, in their order; a divergence is a last value that is not finite.
 
+    A measure that is a vector counts by how far it has come from its first value.
     A replica that diverged before it was ever looked at has no points.
     """
     about: dict[str, Any] = {"trial_id": of.trial_id, "seed": list(of.seeds)}
     if one.measure is not None:
         table, name = store.measures(**about, measure=one.measure), "value"
+        vectors = table["vector"].to_pylist()
     else:
         table, name = store.curves(**about), one.curve
+        vectors = []
     seeds, steps = (np.array(table[key].to_pylist(), dtype=np.int64) for key in ("seed", "step"))
     values = np.array([math.nan if value is None else value for value in table[name].to_pylist()], dtype=float)
     found = []
@@ -107,6 +110,9 @@ def _curves(store: Store, of: Side, one: Endpoint) -> list[Curve]:
             )
         mine = mine[np.argsort(steps[mine], kind="stable")]
         t, v = steps[mine], values[mine]
+        if any(vectors) and len(mine) and all(vectors[i] is not None for i in mine):
+            points = np.array([vectors[i] for i in mine], dtype=float)
+            v = np.linalg.norm(points - points[0], axis=1)
         if row["diverged_step"] is not None and len(t):
             t, v = np.append(t, max(t[-1] + 1, row["diverged_step"])), np.append(v, math.nan)
         found.append((t, v))

@@ -85,7 +85,8 @@ def _judged(
     crossed, seen = stats.clamped(first, mine.tau)
     ours, censored = of_mine(crossed), int(np.sum(~seen))
     if against is None:
-        return _answer(paper, published.judge(ours, _claimed(paper), m=paper.m), censored=censored)
+        judged = published.judge(ours, _claimed(paper), m=paper.m, seen=bool(seen.any()))
+        return _answer(paper, judged, censored=censored)
     base = side(store, sweep_id, against, plan)
     paired(base, mine)
     both = clocks_of(base, mine, timings).get(clock)

@@ -67,13 +67,20 @@ def percentile(values: ArrayLike, claimed: float) -> float:
 
 
 def judge(
-    values: ArrayLike, claimed: float, *, m: int = 1, s: Interval | None = None, s_claimed: float | None = None
+    values: ArrayLike,
+    claimed: float,
+    *,
+    m: int = 1,
+    s: Interval | None = None,
+    s_claimed: float | None = None,
+    seen: bool = True,
 ) -> Verdict:
     """Compare a published value with ours.
 
     values: (n,) what our seeds gave in the claim's unit (times, or S per pair of seeds); never is the horizon.
     s, s_claimed: S over the arm it was compared with, ours with its interval and the paper's; None where only a
-    time was published.
+    time was published.  seen: did any seed get there? Where none did, and no S says more, the horizon in place of every
+    time has no spread that means anything: no prediction interval, and `inconclusive`.
 
     reproduced: the claim lies in the prediction interval.  smaller, larger: it lies outside, and S's interval
     excludes 1 on the claimed side; which of the two is told by S against the claimed S, without a claimed S by our
@@ -90,12 +97,12 @@ def judge(
         raise ValueError(f"a claimed speed-up must be > 0 and not 1, got {s_claimed}")
     if not len(x):
         return Verdict("not run", claimed)
-    found = prediction_interval(x, m)
+    found = prediction_interval(x, m) if seen else None
     retained = math.log(s.value) / math.log(s_claimed) if s is not None and s_claimed is not None else None
-    return Verdict(
-        _verdict(found, claimed, s, s_claimed), claimed, float(np.median(x)), len(x), percentile(x, claimed),
-        found.lo, found.hi, retained,
-    )  # fmt: skip
+    about = (claimed, float(np.median(x)), len(x), percentile(x, claimed))
+    if found is None:
+        return Verdict("inconclusive", *about, None, None, retained)
+    return Verdict(_verdict(found, claimed, s, s_claimed), *about, found.lo, found.hi, retained)
 
 
 def _verdict(found: Interval, claimed: float, s: Interval | None, s_claimed: float | None) -> str:
