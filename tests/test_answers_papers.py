@@ -93,8 +93,7 @@ def test_seeds_none_of_which_crossed_do_not_contradict_a_time(store: Store):
     lost = {"outcome": "memorised", "grok_step": None, "first_step": None, "observed_to": 20_000}
     store.append("replicas", [{**grokked("v", seed, 1000), **lost} for seed in SEEDS])
     store.append("plans", [plan({"plain": "v", "swift": "u"}, SEEDS, block=1)])
-    alone = {key: value for key, value in TIME.items() if key not in ("against", "against_value")}
-    time, ratio = judged(store, {**alone, "arm": "plain", "value": 4000}, RATIO)
+    time, ratio = judged(store, {**TIME, "arm": "plain", "value": 4000}, RATIO)
     assert (time["censored"], time["n"], time["lo"], time["verdict"]) == (4, 4, None, "inconclusive")
     assert ratio["lo"] is not None and ratio["verdict"] == "larger"
 

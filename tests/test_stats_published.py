@@ -126,3 +126,4 @@ def test_seeds_that_never_get_there_do_not_tell_a_time_from_another():
     assert (found.verdict, found.n, found.median, found.percentile) == ("inconclusive", 3, 60_000, 0)
     assert (found.lo, found.hi) == (None, None)
     assert judge([60_000.0] * 3, 39_890).verdict == "larger"
+    assert judge([60_000.0] * 3, 910, s=SLOWER, s_claimed=43.8, seen=False).verdict == "reversed", "S says more"

@@ -110,7 +110,7 @@ def _curves(store: Store, of: Side, one: Endpoint) -> list[Curve]:
             )
         mine = mine[np.argsort(steps[mine], kind="stable")]
         t, v = steps[mine], values[mine]
-        if any(vectors) and len(mine) and all(vectors[i] is not None for i in mine):
+        if vectors and len(mine) and vectors[mine[0]] is not None:
             points = np.array([vectors[i] for i in mine], dtype=float)
             v = np.linalg.norm(points - points[0], axis=1)
         if row["diverged_step"] is not None and len(t):

@@ -97,11 +97,11 @@ def judge(
         raise ValueError(f"a claimed speed-up must be > 0 and not 1, got {s_claimed}")
     if not len(x):
         return Verdict("not run", claimed)
-    found = prediction_interval(x, m) if seen else None
     retained = math.log(s.value) / math.log(s_claimed) if s is not None and s_claimed is not None else None
     about = (claimed, float(np.median(x)), len(x), percentile(x, claimed))
-    if found is None:
-        return Verdict("inconclusive", *about, None, None, retained)
+    if s is None and not seen:
+        return Verdict("inconclusive", *about)
+    found = prediction_interval(x, m)
     return Verdict(_verdict(found, claimed, s, s_claimed), *about, found.lo, found.hi, retained)
 
 
