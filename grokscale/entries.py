@@ -8,8 +8,10 @@ beside the key.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -124,6 +126,10 @@ class Measure:
     cost: str
     factory: Callable[..., Any]
     methods: int = 0
+
+    def gives(self, column: str) -> bool:
+        """Is this one of its columns? Of "x/TENSOR" every "x/..." is."""
+        return any(fnmatchcase(column, re.sub(r"/[A-Z]+", "/?*", mine)) for mine in self.columns)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def registry(plugins: Sequence[str] = (), **versions: int) -> Registry:
         ModelEntry("wide", "", lambda task, depth: depth, {"depth": 2}),
     ]
     measures = [
-        Measure("norms", {}, "", "", lambda: "norms"),
+        Measure("norms", {"weight_norm": "", "weight_norm/TENSOR": ""}, "", "", lambda: "norms"),
         Measure("compare", {}, "", "", lambda one, two: (one, two), methods=2),
         Measure("odd", {}, "", "", odd, methods=1),
     ]

@@ -94,7 +94,7 @@ def test_the_metrics_are_the_columns_of_the_curves():
 @pytest.mark.parametrize(("endpoint", "said"), [
     ({"name": "final"}, "endpoint[1]: needs a metric (train_loss, train_acc"),
     ({**FINAL, "measure": "age"}, "endpoint[1]: needs a metric (train_loss, train_acc"),
-    ({"name": "final", "measure": "age"}, 'endpoint[1].measure: "age" is not among metrics.names; nothing is allowed'),
+    ({"name": "final", "measure": "age"}, 'endpoint[1].measure: "age" is no column of what metrics.names measures'),
     ({"name": "last", "metric": "test_acc"}, "endpoint[1]: needs kind, one of time_to, best, final, area, distance"),
     ({**FINAL, "metric": "tset_acc"}, "endpoint[1].metric: must not be \"tset_acc\"; did you mean 'test_acc'"),
     ({**FINAL, "kind": "finl"}, "endpoint[1].kind: must not be \"finl\"; did you mean 'final'"),
@@ -108,6 +108,19 @@ def test_the_metrics_are_the_columns_of_the_curves():
 def test_an_endpoint_that_cannot_be_is_refused(endpoint: dict[str, Any], said: str):
     (problem,) = problems(endpoint=[endpoint])
     assert problem.startswith(said)
+
+
+@pytest.mark.parametrize("measure", ["weight_norm", "weight_norm/head"])
+def test_an_endpoint_reads_a_column_of_a_measure(measure: str):
+    x = parse(basic(endpoint=[{"name": "final", "measure": measure}], metrics={"names": ["norms"]}), source="x.toml")
+    assert x.resolve(registry()).experiment.endpoint[0].measure == measure
+
+
+@pytest.mark.parametrize("measure", ["norms", "weight_norm/", "weight_nrm"])
+def test_an_endpoint_of_no_column_is_refused_with_the_columns_there_are(measure: str):
+    (said,) = problems(endpoint=[{"name": "final", "measure": measure}], metrics={"names": ["norms"]})
+    assert said.startswith(f'endpoint[1].measure: "{measure}" is no column of what metrics.names measures; ')
+    assert "weight_norm" in said.partition("allowed: ")[2] and "weight_norm/TENSOR" in said
 
 
 def test_endpoints_must_differ_and_need_their_split():

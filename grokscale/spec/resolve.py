@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from grokscale.entries import Method, ModelEntry, Registry, TaskEntry
+from grokscale.entries import Measure, Method, ModelEntry, Registry, TaskEntry
 from grokscale.errors import InputError, suggest
 from grokscale.spec.arms import ArmResolver, with_points
 from grokscale.spec.resolved import Address, Resolved, ResolvedArm, Tables
@@ -190,11 +190,12 @@ class Resolver:
         return False
 
     def metrics(self) -> None:
-        """Every measure of [metrics] with its methods."""
+        """Every measure of [metrics] with its methods, and the columns of theirs that [[endpoint]] reads."""
         path, methods = ("metrics", "names"), self.registry.methods
+        entries: list[Measure | None] = []
         for written in self.x.metrics.names:
             name, *about = written.split(":")
-            entry = self.registry.measures.get(name)
+            entries.append(entry := self.registry.measures.get(name))
             if entry is None:
                 self.say(path, f"unknown measure {shown(name)}; {suggest(name, self.registry.measures)}")
             elif len(about) != entry.methods:
@@ -206,6 +207,12 @@ class Resolver:
             else:
                 pairs = [(method, methods[method].factory(**methods[method].defaults)) for method in about]
                 self.build(partial(entry.factory, *pairs), {}, lambda key: path)
+        known = [entry for entry in entries if entry]
+        for i, one in enumerate(self.x.endpoint):
+            if one.measure and len(known) == len(entries) and not any(entry.gives(one.measure) for entry in known):
+                hint = suggest(one.measure, [column for entry in known for column in entry.columns])
+                text = f"{shown(one.measure)} is no column of what metrics.names measures; {hint}"
+                self.say(("endpoint", i, "measure"), text)
 
     def papers(self, task: TaskEntry | None) -> None:
         """A published value counts what this experiment counts as grokked."""
