@@ -189,3 +189,18 @@ def test_a_published_store_gives_the_same_answers_and_takes_nothing_twice(
     assert not any(publish(store, target, ["two-00000001"]).values())
     store.append("trials", [trial("swift", 1, "u", SEEDS, sweep_id="two-00000001", phase="confirm")])
     assert sum(publish(store, target, ["two-00000001"]).values()) == 1
+
+
+def test_curves_and_measures_are_published_on_request_and_once(store: Store, tmp_path: Path) -> None:
+    store.append("curves", curve("t", 11))
+    store.append("curves", curve("other", 1))
+    norm = {"trial_id": "t", "seed": 11, "attempt": "first", "measure": "weight_norm", "vector": None}
+    store.append("measures", [{**norm, "step": step, "value": 1.0 + step} for step in (0, 25)])
+    target = Store(tmp_path / "published")
+    publish(store, target, ["two-00000001"])  # without, as an earlier publication was
+    added = publish(store, target, ["two-00000001"], curves=True)
+    assert {name: count for name, count in added.items() if count} == {"curves": 4, "measures": 2}
+    assert target.curves().to_pandas().equals(store.curves(trial_id="t").to_pandas())  # NaN equals NaN
+    assert target.measures().to_pandas().equals(store.measures(trial_id="t").to_pandas())
+    target.compact(grace=0)
+    assert not any(publish(store, target, ["two-00000001"], curves=True).values())

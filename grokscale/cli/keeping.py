@@ -47,6 +47,7 @@ def store_publish(
         ),
     ],
     sweep: Annotated[list[str] | None, option("--sweep", help="Name or id; default all. Repeatable.")] = None,
+    curves: Annotated[bool, typer.Option("--curves", help="Curves and measures too.")] = False,
     weights: Annotated[bool, typer.Option("--weights", help="Kept weights too.")] = False,
     store: StorePath = None,
 ) -> None:
@@ -59,7 +60,7 @@ def store_publish(
 
     source, copy = open_store(store), Store(target)
     ids = [source.find_sweep(name) for name in sweep or source.sweeps()]
-    for table, count in publish(source, copy, ids, weights=weights).items():
+    for table, count in publish(source, copy, ids, curves=curves, weights=weights).items():
         typer.echo(f"{table}: {count} {'files' if table == 'weights' else 'rows'}")
     copy.compact(grace=0)
 

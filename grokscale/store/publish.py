@@ -1,6 +1,6 @@
 """A copy of what stands behind some sweeps' answers, small enough for a repository: no curves, no checkpoints.
 
-Kept weights come along on request.
+Curves and kept weights come along on request.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from grokscale.store import kept
-from grokscale.store.schemas import RULES
+from grokscale.store.schemas import LARGE, RULES
 
 if TYPE_CHECKING:
     from grokscale.store.tables import Store
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 BY_SWEEP = ("plans", "importances", "endpoints", "speedups", "sweeps")
 
 
-def publish(source: Store, target: Store, sweeps: Iterable[str], *, weights: bool = False) -> dict[str, int]:
+def publish(
+    source: Store, target: Store, sweeps: Iterable[str], *, curves: bool = False, weights: bool = False
+) -> dict[str, int]:
     """Append to `target` what `source` has of these sweeps and `target` has not; rows appended, by table.
 
-    sweeps: ids.  Replicas and timings go by the sweeps' trials; `curves` and `measures` stay where they are.
+    sweeps: ids.  Replicas and timings go by the sweeps' trials.
+    curves: `curves` and `measures` of these trials too, which else stay where they are.
     weights: kept weights too, counted as files, under "weights"; before the rows, so that no row is there without.
     Raises GrokscaleError where weights are asked for and a store is no folder.
     """
@@ -33,7 +36,7 @@ def publish(source: Store, target: Store, sweeps: Iterable[str], *, weights: boo
         ids = sorted(set(trials["trial_id"].to_pylist()))
         if weights:
             added[kept.WEIGHTS] = added.get(kept.WEIGHTS, 0) + kept.copy(source.local, target.local, ids)
-        for table in ("replicas", "timings"):
+        for table in (*(LARGE if curves else ()), "replicas", "timings"):
             _add(added, target, table, source.table(table, trial_id=ids), trial_id=ids)
         _add(added, target, "trials", trials, sweep_id=sweep_id)
         for table in BY_SWEEP:
@@ -50,6 +53,6 @@ def _add(added: dict[str, int], target: Store, table: str, rows: pa.Table, **whe
 
 
 def _key(table: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a row is about, and when it was written: a later one about the same thing is another one."""
-    values = (row[name] for name in (*RULES[table].keys, "at"))
+    """What a row is about, and when it was written, if it says so: a later one about the same thing is another one."""
+    values = (row[name] for name in (*RULES[table].keys, "at") if name in row)
     return tuple(tuple(value) if isinstance(value, list) else value for value in values)
