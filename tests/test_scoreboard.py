@@ -194,13 +194,26 @@ def test_a_published_store_gives_the_same_answers_and_takes_nothing_twice(
 def test_curves_and_measures_are_published_on_request_and_once(store: Store, tmp_path: Path) -> None:
     store.append("curves", curve("t", 11))
     store.append("curves", curve("other", 1))
-    norm = {"trial_id": "t", "seed": 11, "attempt": "first", "measure": "weight_norm", "vector": None}
-    store.append("measures", [{**norm, "step": step, "value": 1.0 + step} for step in (0, 25)])
+    look = {"trial_id": "t", "seed": 11, "attempt": "first", "vector": None, "value": 1.5}
+    store.append("measures", [
+        {**look, "step": step, "measure": name}
+        for name in ("age_raw", "age_used", "weight_norm", "weight_norm/W1") for step in (0, 25)
+    ])  # fmt: skip
     target = Store(tmp_path / "published")
     publish(store, target, ["two-00000001"])  # without, as an earlier publication was
-    added = publish(store, target, ["two-00000001"], curves=True)
-    assert {name: count for name, count in added.items() if count} == {"curves": 4, "measures": 2}
+    added = publish(store, target, ["two-00000001"], curves=True, measures=["age_*", "weight_norm"])
+    assert {name: count for name, count in added.items() if count} == {"curves": 4, "measures": 6}
     assert target.curves().to_pandas().equals(store.curves(trial_id="t").to_pandas())  # NaN equals NaN
-    assert target.measures().to_pandas().equals(store.measures(trial_id="t").to_pandas())
+    assert target.measures() == store.measures(measure=["age_raw", "age_used", "weight_norm"])
     target.compact(grace=0)
-    assert not any(publish(store, target, ["two-00000001"], curves=True).values())
+    assert not any(publish(store, target, ["two-00000001"], curves=True, measures=["age_*"]).values())
+
+
+def test_measures_that_no_trial_has_are_refused_before_anything_is_written(store: Store, tmp_path: Path) -> None:
+    store.append("measures", [
+        {"trial_id": "t", "seed": 11, "attempt": "first", "vector": None, "value": 1.5, "step": 0, "measure": "age_raw"}
+    ])  # fmt: skip
+    target = Store(tmp_path / "published")
+    with pytest.raises(InputError, match=r"(?s)'age_row' .*did you mean 'age_raw'.*'x_\*' "):
+        publish(store, target, ["two-00000001"], measures=["age_row", "x_*"])
+    assert target.sweeps() == []

@@ -47,7 +47,10 @@ def store_publish(
         ),
     ],
     sweep: Annotated[list[str] | None, option("--sweep", help="Name or id; default all. Repeatable.")] = None,
-    curves: Annotated[bool, typer.Option("--curves", help="Curves and measures too.")] = False,
+    curves: Annotated[bool, typer.Option("--curves", help="Curves too.")] = False,
+    measures: Annotated[
+        str | None, option(metavar="A,B", help="These measures too, by column; age_* for all that begin so.")
+    ] = None,
     weights: Annotated[bool, typer.Option("--weights", help="Kept weights too.")] = False,
     store: StorePath = None,
 ) -> None:
@@ -60,7 +63,8 @@ def store_publish(
 
     source, copy = open_store(store), Store(target)
     ids = [source.find_sweep(name) for name in sweep or source.sweeps()]
-    for table, count in publish(source, copy, ids, curves=curves, weights=weights).items():
+    columns = [name.strip() for name in (measures or "").split(",") if name.strip()]
+    for table, count in publish(source, copy, ids, curves=curves, measures=columns, weights=weights).items():
         typer.echo(f"{table}: {count} {'files' if table == 'weights' else 'rows'}")
     copy.compact(grace=0)
 
