@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -127,9 +127,14 @@ class Measure:
     factory: Callable[..., Any]
     methods: int = 0
 
-    def gives(self, column: str) -> bool:
-        """Is this one of its columns? Of "x/TENSOR" every "x/..." is."""
-        return any(fnmatchcase(column, re.sub(r"/[A-Z]+", "/?*", mine)) for mine in self.columns)
+    def called(self, tensors: Iterable[str]) -> list[str]:
+        """Its columns in a network with these tensors: of "x/TENSOR" one for each, others as they are."""
+        named = [[c.replace("TENSOR", t) for t in tensors] if "TENSOR" in c else [c] for c in self.columns]
+        return [column for columns in named for column in columns]
+
+    def gives(self, column: str, tensors: Iterable[str]) -> bool:
+        """Is this one of its columns in a network with these tensors? Of "x/NAME" every "x/..." is."""
+        return any(fnmatchcase(column, re.sub(r"/[A-Z]+", "/?*", mine)) for mine in self.called(tensors))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Endpoint(Table):
     kind: time_to (a sustained threshold), best, final, area (mean over time), distance (of the last value from the
     first), sd_ratio (how much less the last values spread over seeds); left out, the name is the kind.
     metric or measure: which curve, one of METRICS, or a column of what [metrics] names, such as weight_norm or
-    kappa/W1; a vector counts by its distance from its first value.
+    kappa/w1; a vector counts by its distance from its first value.
     direction: what is better, up or down; by default up for accuracies, else and for a distance down.
     threshold: of time_to.  margin: in the metric's unit; the arm is no worse if it is shown to lose less than this.
     scale: difference or ratio; by default difference for best, final and area, else ratio.

@@ -47,6 +47,7 @@ class Resolver:
         self.registry = registry
         self.problems: list[str] = []
         self.built: Any = None  # what the task's factory makes of [task]; None without one
+        self.tensors: list[str] = []  # names of the network's, where there is one
 
     def run(self) -> Resolved:
         x, registry = self.x, self.registry
@@ -155,7 +156,8 @@ class Resolver:
         built = self.build(partial(task.factory, **options), tables["task"], partial(place, "task"))
         if built is not None and model is not None:
             make = partial(model.build, built, **options_of(tables["model"]))
-            self.build(make, tables["model"], partial(place, "model"))
+            net = self.build(make, tables["model"], partial(place, "model"))
+            self.tensors = self.tensors or ([] if net is None else [name for name, _ in net.named_parameters()])
         return built
 
     def build(self, make: Callable[[], Any], table: Mapping[str, Any], place: Callable[[str], Path]) -> Any:
@@ -209,8 +211,10 @@ class Resolver:
                 self.build(partial(entry.factory, *pairs), {}, lambda key: path)
         known = [entry for entry in entries if entry]
         for i, one in enumerate(self.x.endpoint):
-            if one.measure and len(known) == len(entries) and not any(entry.gives(one.measure) for entry in known):
-                hint = suggest(one.measure, [column for entry in known for column in entry.columns])
+            if not one.measure or len(known) < len(entries) or not self.tensors:
+                continue  # unknown measures, or a model that could not be built, have been said
+            if not any(entry.gives(one.measure, self.tensors) for entry in known):
+                hint = suggest(one.measure, [column for entry in known for column in entry.called(self.tensors)])
                 text = f"{shown(one.measure)} is no column of what metrics.names measures; {hint}"
                 self.say(("endpoint", i, "measure"), text)
 
