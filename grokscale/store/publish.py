@@ -57,7 +57,7 @@ def _measured(source: Store, trials: list[str], patterns: Sequence[str]) -> list
     """The measures of these trials that the patterns mean."""
     if not patterns:
         return []
-    there = sorted(set(source.measures(trial_id=trials)["measure"].to_pylist()))
+    there = sorted(source.measures(trial_id=trials)["measure"].unique().to_pylist())
     problems = [f"measures: {pattern!r} is none of these sweeps'; {suggest(pattern, there)}"
                 for pattern in patterns if not any(fnmatchcase(name, pattern) for name in there)]  # fmt: skip
     if problems:
