@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -113,7 +113,7 @@ class Measure:
     """Something to look at while a replica trains. It changes no number of a trial, and costs nothing when off.
 
     name: what `[metrics] names` calls it; one that is about methods is followed by theirs, "name:METHOD:METHOD".
-    columns: column of `measures` -> what it is; "x/TENSOR" stands for one per tensor.
+    columns: column of `measures` -> what it is; "x/TENSOR" stands for one per tensor, "x/HIDDEN" per hidden matrix.
     source: paper or section it restates.
     cost: what it adds to a step and to a look, in words; N is the number of parameters.
     factory: a (name, Transform) pair for each of its methods -> grokscale.metrics.Probe.
@@ -127,14 +127,22 @@ class Measure:
     factory: Callable[..., Any]
     methods: int = 0
 
-    def called(self, tensors: Iterable[str]) -> list[str]:
-        """Its columns in a network with these tensors: of "x/TENSOR" one for each, others as they are."""
-        named = [[c.replace("TENSOR", t) for t in tensors] if "TENSOR" in c else [c] for c in self.columns]
-        return [column for columns in named for column in columns]
+    def called(self, roles: Mapping[str, Any]) -> list[str]:
+        """Its columns in a network of these tensors: of "x/TENSOR" one for each, others as they are.
 
-    def gives(self, column: str, tensors: Iterable[str]) -> bool:
-        """Is this one of its columns in a network with these tensors? Of "x/NAME" every "x/..." is."""
-        return any(fnmatchcase(column, re.sub(r"/[A-Z]+", "/?*", mine)) for mine in self.called(tensors))
+        roles: tensor -> grokscale.transform.Role.
+        """
+        hidden = [name for name, role in roles.items() if role.kind == "hidden"]
+        out: list[str] = []
+        for column in self.columns:
+            stem, _, stands = column.partition("/")
+            names = {"TENSOR": list(roles), "HIDDEN": hidden}.get(stands)
+            out += [column] if names is None else [f"{stem}/{name}" for name in names]
+        return out
+
+    def gives(self, column: str, roles: Mapping[str, Any]) -> bool:
+        """Is this one of its columns in a network of these tensors? Of "x/NAME" every "x/..." is."""
+        return any(fnmatchcase(column, re.sub(r"/[A-Z]+", "/?*", mine)) for mine in self.called(roles))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -38,10 +39,11 @@ def coins(n: int, k: int, bias: float, sizes: Sequence[int], label: str | None) 
 
 
 class Net:
-    """What a model's entry builds, as far as checking a file looks at it: names of tensors."""
+    """What a model's entry builds, as far as checking a file looks at it: what its tensors are for."""
 
-    def named_parameters(self) -> list[tuple[str, None]]:
-        return [("w1", None), ("head", None)]
+    def __init__(self) -> None:
+        kinds = {"w1": "hidden", "b1": "bias", "head": "head"}
+        self.roles = {name: SimpleNamespace(kind=kind) for name, kind in kinds.items()}
 
 
 def tiny(task: Any, width: int, act: str) -> Net:
@@ -89,7 +91,7 @@ def registry(plugins: Sequence[str] = (), **versions: int) -> Registry:
         ModelEntry("wide", "", lambda task, depth: Net(), {"depth": 2}),
     ]
     measures = [
-        Measure("norms", {"weight_norm": "", "weight_norm/TENSOR": ""}, "", "", lambda: "norms"),
+        Measure("norms", {"weight_norm": "", "weight_norm/TENSOR": "", "kappa/HIDDEN": ""}, "", "", lambda: "norms"),
         Measure("compare", {}, "", "", lambda one, two: (one, two), methods=2),
         Measure("odd", {}, "", "", odd, methods=1),
     ]

@@ -110,13 +110,13 @@ def test_an_endpoint_that_cannot_be_is_refused(endpoint: dict[str, Any], said: s
     assert problem.startswith(said)
 
 
-@pytest.mark.parametrize("measure", ["weight_norm", "weight_norm/head"])
+@pytest.mark.parametrize("measure", ["weight_norm", "weight_norm/head", "kappa/w1"])
 def test_an_endpoint_reads_a_column_of_a_measure(measure: str):
     x = parse(basic(endpoint=[{"name": "final", "measure": measure}], metrics={"names": ["norms"]}), source="x.toml")
     assert x.resolve(registry()).experiment.endpoint[0].measure == measure
 
 
-@pytest.mark.parametrize("measure", ["norms", "weight_norm/", "weight_nrm", "weight_norm/W1"])
+@pytest.mark.parametrize("measure", ["norms", "weight_norm/", "weight_nrm", "weight_norm/W1", "kappa/b1"])
 def test_an_endpoint_of_no_column_is_refused_with_the_columns_there_are(measure: str):
     (said,) = problems(endpoint=[{"name": "final", "measure": measure}], metrics={"names": ["norms"]})
     assert said.startswith(f'endpoint[1].measure: "{measure}" is no column of what metrics.names measures; ')

@@ -109,10 +109,10 @@ MEASURES = [
     Measure(
         "spectrum",
         {
-            "kappa/TENSOR": "s_1 / s_min of the raw gradient of a hidden matrix",
-            "kappa95/TENSOR": "s_1 / s_q, q singular values with 95 % of the energy",
-            "stable_rank/TENSOR": "||G||_F^2 / s_1^2", "effective_rank/TENSOR": "exp(H(s / sum s))",
-            "singular/TENSOR": "the 16 greatest singular values",
+            "kappa/HIDDEN": "s_1 / s_min of the raw gradient of a hidden matrix",
+            "kappa95/HIDDEN": "s_1 / s_q, q singular values with 95 % of the energy",
+            "stable_rank/HIDDEN": "||G||_F^2 / s_1^2", "effective_rank/HIDDEN": "exp(H(s / sum s))",
+            "singular/HIDDEN": "the 16 greatest singular values",
         },
         "EGD, arXiv 2510.04930, Figure 4; methods.md 2.3",
         "nothing a step; a look: singular values of every hidden matrix in float64", spectrum,

@@ -47,7 +47,7 @@ class Resolver:
         self.registry = registry
         self.problems: list[str] = []
         self.built: Any = None  # what the task's factory makes of [task]; None without one
-        self.tensors: list[str] = []  # names of the network's, where there is one
+        self.roles: Mapping[str, Any] = {}  # the network's tensors, where it could be built
 
     def run(self) -> Resolved:
         x, registry = self.x, self.registry
@@ -157,7 +157,7 @@ class Resolver:
         if built is not None and model is not None:
             make = partial(model.build, built, **options_of(tables["model"]))
             net = self.build(make, tables["model"], partial(place, "model"))
-            self.tensors = self.tensors or ([] if net is None else [name for name, _ in net.named_parameters()])
+            self.roles = self.roles or ({} if net is None else net.roles)
         return built
 
     def build(self, make: Callable[[], Any], table: Mapping[str, Any], place: Callable[[str], Path]) -> Any:
@@ -211,10 +211,10 @@ class Resolver:
                 self.build(partial(entry.factory, *pairs), {}, lambda key: path)
         known = [entry for entry in entries if entry]
         for i, one in enumerate(self.x.endpoint):
-            if not one.measure or len(known) < len(entries) or not self.tensors:
+            if not one.measure or len(known) < len(entries) or not self.roles:
                 continue  # unknown measures, or a model that could not be built, have been said
-            if not any(entry.gives(one.measure, self.tensors) for entry in known):
-                hint = suggest(one.measure, [column for entry in known for column in entry.called(self.tensors)])
+            if not any(entry.gives(one.measure, self.roles) for entry in known):
+                hint = suggest(one.measure, [column for entry in known for column in entry.called(self.roles)])
                 text = f"{shown(one.measure)} is no column of what metrics.names measures; {hint}"
                 self.say(("endpoint", i, "measure"), text)
 
