@@ -189,6 +189,27 @@ def test_stored_rows_are_what_is_read(store: Store):
     assert answers.speedups(store)["block"].to_pylist() == [0, 0]
 
 
+def test_first_crossings_are_asked_for_and_said(tmp_path: Path):
+    """What papers print. The baseline's last seed crosses at 5,000 and does not stay."""
+    store = Store(tmp_path)
+    store.append("sweeps", [sweep()])
+    store.append("plans", [plan({"plain": "t", "swift": "u"}, SEEDS)])
+    for trial_id, steps in (("t", BASE), ("u", SWIFT)):
+        for seed, step in zip(SEEDS, steps, strict=True):
+            put(store, trial_id, [step], [seed], first_step=5000 if step is None else step // 2)
+    rows = answers.compute(store, SWEEP)
+    store.append("speedups", rows)
+    table = answers.speedups(store, "q", event="first_step")
+    assert set(table["event"].to_pylist()) == {"first_step"} and table.drop(["event"]).schema == store.speedups().schema
+    first = by_clock(table.to_pylist())["steps"]
+    assert (first["censored_base"], by_clock(rows)["steps"]["censored_base"]) == (0, 1)
+    assert first["s"] == pytest.approx((4 * 2 * 4 * 5000 / 1250) ** 0.25)
+    assert set(answers.speedups(store, "q", baseline="swift", event="first_step")["baseline"].to_pylist()) == {"swift"}
+    assert store.speedups().num_rows == len(rows), "nothing of it is stored"
+    with pytest.raises(GrokscaleError, match="grok_step or first_step, not of 'fit_step'"):
+        answers.speedups(store, "q", event="fit_step")  # pyright: ignore[reportArgumentType]
+
+
 def test_nothing_planned_nothing_answered(tmp_path: Path):
     store = Store(tmp_path)
     store.append("sweeps", [sweep()])

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -20,14 +20,26 @@ from grokscale.errors import GrokscaleError
 from grokscale.store import Store
 from grokscale.store.schemas import to_table
 
+Event = Literal["grok_step", "first_step"]
 
-def speedups(store: Store, sweep: str | None = None, baseline: str | None = None) -> pa.Table:
+
+def speedups(
+    store: Store, sweep: str | None = None, baseline: str | None = None, event: Event = "grok_step"
+) -> pa.Table:
     """The speed-ups of a sweep: one row per arm and clock, as in the table `speedups`.
 
     sweep: id or name, the latest by default.  baseline: another arm to compare with, worked out afresh.
     Without it these are the stored rows of the newest confirmation that has any; worked out if none has.
+
+    event: "first_step" for T of first crossings, sustained or not: what papers print, and no measure of who groks
+    sooner. Worked out afresh, never stored, and the column `event` says so.
     """
     sweep_id = store.find_sweep(sweep)
+    if event not in get_args(Event):
+        raise GrokscaleError(f"S is of {' or '.join(get_args(Event))}, not of {event!r}")
+    if event != "grok_step":
+        found = to_table("speedups", compute(store, sweep_id, baseline=baseline, event=event))
+        return found.append_column("event", pa.array([event] * found.num_rows, pa.string()))
     stored = store.speedups(sweep_id=sweep_id)
     if baseline is None and stored.num_rows:
         newest = max(stored["block"].to_pylist())
@@ -35,13 +47,16 @@ def speedups(store: Store, sweep: str | None = None, baseline: str | None = None
     return to_table("speedups", compute(store, sweep_id, baseline=baseline))
 
 
-def compute(store: Store, sweep_id: str, *, baseline: str | None = None) -> list[dict[str, Any]]:
+def compute(
+    store: Store, sweep_id: str, *, baseline: str | None = None, event: Event = "grok_step"
+) -> list[dict[str, Any]]:
     """Rows for `speedups` from the newest plan: every arm against the baseline in steps, seconds, oracle, flops.
 
     Where the plan names a practice baseline, every arm that was no candidate for it is compared with it too.
     baseline: another arm to compare with, in place of both.
 
-    T is the sustained crossing on test, clamped at the plan's tau; a diverged replica counts as never.
+    T is the sustained crossing on test (or the first one, by `event`), clamped at the plan's tau; a diverged replica
+    counts as never.
     Seconds need timings of both sides on one device, flops the replicas' counts; they are left out without.
     [] while nothing is planned. In an A/A experiment the arms have seeds of their own and S is unpaired.
     Raises GrokscaleError for an invalid comparison, naming the difference, and for replicas still missing.
@@ -58,7 +73,7 @@ def compute(store: Store, sweep_id: str, *, baseline: str | None = None) -> list
     timings = store.rows("timings", trial_id=[one.trial_id for one in sides.values()])
     answers = []
     for base, arm in pairs:
-        rows = _compare(sides[base], sides[arm], timings, plan["block"], bool(experiment.get("aa")))
+        rows = _compare(sides[base], sides[arm], timings, plan["block"], bool(experiment.get("aa")), event)
         answers += list(rows)
     return _corrected(answers)
 
@@ -83,13 +98,15 @@ def compare(store: Store, base: tuple[str, str], arm: tuple[str, str]) -> pa.Tab
     return to_table("speedups", _corrected(rows))
 
 
-def _compare(base: Side, arm: Side, timings: Sequence[Row], block: int, apart: bool) -> Iterator[dict[str, Any]]:
+def _compare(
+    base: Side, arm: Side, timings: Sequence[Row], block: int, apart: bool, event: Event = "grok_step"
+) -> Iterator[dict[str, Any]]:
     pairs = paired(base, arm, apart=apart)
     now = datetime.now(UTC)
     for clock, (of_base, of_arm) in clocks_of(base, arm, timings).items():
         rng = seeded(f"{arm.sweep_id}/{block}/{arm.arm}/{base.arm}/{clock}")
         found = (stats.paired_speedup if pairs else stats.unpaired_speedup)(
-            times(base), times(arm), arm.tau, clock_base=of_base, clock_arm=of_arm, rng=rng
+            times(base, event), times(arm, event), arm.tau, clock_base=of_base, clock_arm=of_arm, rng=rng
         )
         yield {
             "sweep_id": arm.sweep_id,
