@@ -95,7 +95,8 @@ def test_seeds_none_of_which_crossed_do_not_contradict_a_time(store: Store):
     store.append("plans", [plan({"plain": "v", "swift": "u"}, SEEDS, block=1)])
     time, ratio = judged(store, {**TIME, "arm": "plain", "value": 4000}, RATIO)
     assert (time["censored"], time["n"], time["lo"], time["verdict"]) == (4, 4, None, "inconclusive")
-    assert ratio["lo"] is not None and ratio["verdict"] == "larger"
+    assert ratio["lo"] is not None and (ratio["verdict"], ratio["bound"]) == ("larger", ">=")
+    assert judged(store, {**RATIO, "value": 40})[0]["verdict"] == "inconclusive", "S is at least 20"
 
 
 def test_a_published_endpoint_is_held_against_that_of_every_seed(store: Store):

@@ -15,7 +15,7 @@ from grokscale.report import scoreboard, scoreboard_files
 from grokscale.spec import load
 from grokscale.store import Store
 from grokscale.store.publish import publish
-from tests.rows import curve, grokked, plan, sweep, timing, trial
+from tests.rows import curve, grokked, plan, replica, sweep, timing, trial
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 SEEDS = [11, 12, 13, 14]
@@ -145,6 +145,25 @@ def test_the_page_counts_in_the_papers_units(folder: Path, store: Store) -> None
     assert cells[1:6] == ["egd over none", "100 epochs", "102", "4", "38"] and cells[7].endswith("; 4.00x, 100 %")
     assert cells[9].endswith("cpu/fp32, 0123456") and cells[8] == "**reproduced**"
     assert text.count("costs 25 min") == 2 and text.index("## First") < text.index(f"## {scoreboard.REST}")
+
+
+def test_a_speed_up_over_a_baseline_that_never_stays_is_a_bound(folder: Path, store: Store) -> None:
+    """It crosses where it is published to, and falls again: S, and what is left of the claim, are lower bounds."""
+    rows = [replica("v", seed, first_step=step) for seed, step in zip(SEEDS, PLAIN, strict=True)]
+    store.append("replicas", rows)
+    store.append("plans", [plan({"none": "v", "egd": "u"}, SEEDS, sweep_id="two-00000001", block=1)])
+    row = scoreboard.rows(store, folder)[0]
+    assert (row["bound"], row["verdict"]) == (">=", "reproduced")
+    assert "| >= 19.5x (17.7 to 21.6); 4.00x, >= 214 % |" in scoreboard.markdown([row])
+    rows = [grokked("w", seed, 1000, first_step=1000) for seed in SEEDS[1:]]
+    store.append("replicas", [replica("w", SEEDS[0]), *rows])
+    store.append("plans", [plan({"none": "v", "egd": "w"}, SEEDS, sweep_id="two-00000001", block=2)])
+    page = scoreboard.markdown(scoreboard.rows(store, folder))
+    assert "9.46x (0.87 to 103; 1/4 never); 4.00x, 162 % |" in page
+    assert (
+        "\n- two two-epochs: 1 of its seeds and 4 of the other arm's did not grok for good by step 20,000; at half of "
+        "that S is 5.62\n"
+    ) in page
 
 
 def test_what_could_not_be_judged_says_why(folder: Path, store: Store) -> None:

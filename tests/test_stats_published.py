@@ -85,6 +85,33 @@ def test_verdicts(values: list[float], claimed: float, s: Interval | None, s_cla
     assert judge(values, claimed, s=s, s_claimed=s_claimed).verdict == verdict
 
 
+BOUNDS: list[tuple[float, Interval, float, str, str, str]] = [  # claimed, S, claimed S, bound, of a time, of a ratio
+    (50, FASTER, 10.0, ">=", "smaller", "inconclusive"),  # our time is longer; S may be 10 for all that is known
+    (300, FASTER, 10.0, ">=", "larger", "inconclusive"),
+    (300, FASTER, 1.5, ">=", "larger", "larger"),  # at least 3 is more than 1.5
+    (300, FASTER, 1.5, "<=", "larger", "inconclusive"),  # at most 3 may be 1.5
+    (50, FASTER, 10.0, "<=", "smaller", "smaller"),
+    (50, NONE, 10.0, ">=", "inconclusive", "inconclusive"),
+    (50, NONE, 10.0, "<=", "no effect", "no effect"),
+    (50, SLOWER, 10.0, ">=", "inconclusive", "inconclusive"),  # at least 0.5 is not on the other side of 1
+    (50, SLOWER, 10.0, "<=", "reversed", "reversed"),
+    (300, SLOWER, 0.1, "<=", "smaller", "inconclusive"),
+    (50, SLOWER, 0.1, "<=", "larger", "inconclusive"),
+    (100, FASTER, 10.0, ">=", "reproduced", "reproduced"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("claimed", "s", "s_claimed", "bound", "of_time", "of_ratio"), BOUNDS)
+def test_a_bound_tells_no_more_than_it_bounds(
+    claimed: float, s: Interval, s_claimed: float, bound: str, of_time: str, of_ratio: str
+):
+    found = [
+        judge(TIGHT, claimed, s=s, s_claimed=s_claimed, bound=bound, relative=relative).verdict
+        for relative in (False, True)
+    ]
+    assert found == [of_time, of_ratio]
+
+
 def test_every_verdict_is_tested():
     assert {case[-1] for case in CASES} == set(VERDICTS)
 

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grokscale import stats
-from grokscale.answers.compare import clock_of, clocks_of, times
+from grokscale.answers.compare import clock_of, clocks_of, seeded, times
 from grokscale.answers.curves import endpoints
 from grokscale.answers.sides import Row, asked_for, newest_plan, paired, side, sweep_row
 from grokscale.errors import GrokscaleError
 from grokscale.stats import endpoints as ends
 from grokscale.stats import published
-from grokscale.stats.base import exp
 from grokscale.store import Store
 
 if TYPE_CHECKING:
     from grokscale.spec.claims import Paper
 
 ABOUT = ("id", "claim", "source", "clock", "endpoint", "arm", "m", "threshold")
+BESIDE = ("bound", "censored_arm", "censored_base", "horizon", "s_half")
 
 
 def verdicts(
@@ -33,7 +33,8 @@ def verdicts(
     sweep: id or name, the latest by default.  papers: tables in place of those that the sweep was started with.
     Columns: those of the table (ABOUT, and against), claimed in the unit of the clock (epochs are counted in steps) or
     of the endpoint, median, n, censored, percentile, lo, hi (prediction interval), s, s_lo, s_hi (sustained crossings
-    on that clock, or how many times better the endpoint is; None without a comparison), s_claimed, retained, verdict,
+    on that clock, or how many times better the endpoint is; None without a comparison), what censoring makes of s
+    (BESIDE, as in `stats.SpeedUp`; None where s is of no crossings), s_claimed, retained, verdict,
     and why where a row was not run.
 
     Our times are first crossings, which is what papers print, at most tau; S is that of sustained ones.
@@ -92,14 +93,17 @@ def _judged(
     both = clocks_of(base, mine, timings).get(clock)
     if both is None:
         raise GrokscaleError(f"{sweep_id}: the store has no {clock} of both '{base.arm}' and '{mine.arm}'")
-    x, y = (clock(stats.clamped(times(one), one.tau)[0]) for one, clock in zip((base, mine), both, strict=True))
-    log = stats.mean_interval(np.log(x) - np.log(y))
-    s = stats.Interval(exp(log.value), exp(log.lo), exp(log.hi), log.n)
+    rng = seeded(f"{sweep_id}/{paper.id}")  # p is not shown, and drawn for many seeds
+    found = stats.paired_speedup(times(base), times(mine), mine.tau, clock_base=both[0], clock_arm=both[1], rng=rng)
+    s = stats.Interval(found.s, found.lo, found.hi, found.n)
     if paper.claim == "speedup":
         theirs, seen = stats.clamped(times(base, "first_step"), base.tau)
         ours, censored = both[0](theirs) / both[1](crossed), censored + int(np.sum(~seen))
-    verdict = published.judge(ours, _claimed(paper), m=paper.m, s=s, s_claimed=_claimed_s(paper))
-    return _answer(paper, verdict, s=s, censored=censored)
+    verdict = published.judge(
+        ours, _claimed(paper), m=paper.m, s=s, s_claimed=_claimed_s(paper), bound=found.bound, relative=paper.relative
+    )
+    beside = {name: getattr(found, name) for name in BESIDE}
+    return _answer(paper, verdict, s=s, censored=censored) | beside
 
 
 def _watched(
@@ -171,5 +175,6 @@ def _answer(
         **asdict(verdict),
         "s_claimed": _claimed_s(paper),
         **dict(zip(("s", "s_lo", "s_hi"), bounds, strict=True)),
+        **dict.fromkeys(BESIDE),
         "censored": censored,
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from grokscale import answers
 from grokscale.answers.curves import summary
 from grokscale.errors import GrokscaleError
-from grokscale.report.words import grid, number, plain, ratio, short
+from grokscale.report.words import grid, number, plain, ratio, retained, short
 
 if TYPE_CHECKING:
     from grokscale.store import Store
@@ -47,7 +47,7 @@ def paper_table(rows: Rows) -> Table:
         ours = "-" if row["median"] is None else show(row["median"])
         interval = "-" if lo is None or lo == 0 else f"{show(lo)} to {show(hi)}"
         rank = "-" if row["percentile"] is None else f"{row['percentile']:.0f}"
-        kept = "" if row["retained"] is None else f", retained {100 * row['retained']:.0f} %"
+        kept = "" if row["retained"] is None else f", retained {retained(row)}"
         shown = [show(row["claimed"]), ours, str(row["n"]), interval, rank, row["verdict"] + kept]
         cells.append([short(row["id"]), *shown])
     return ["published", "paper", "our median", "n", "95 % prediction", "percentile", "verdict"], cells

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from grokscale import answers
 from grokscale.answers.sides import newest_plan, side
 from grokscale.errors import InputError
-from grokscale.report.words import number, plain, ratio
+from grokscale.report.words import bounded, number, plain, ratio, retained
 from grokscale.stats.published import VERDICTS
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ COLUMNS = {  # of the Parquet file
     **dict.fromkeys(["value", "claimed", "threshold"], "float64"), "m": "int64", "unit": "int64",
     **dict.fromkeys(["median", "percentile", "lo", "hi", "s", "s_lo", "s_hi", "s_claimed", "retained"], "float64"),
     "n": "int64", "censored": "int64",
+    "bound": "string", "censored_arm": "int64", "censored_base": "int64", "horizon": "float64", "s_half": "float64",
     **dict.fromkeys(["verdict", "why", "cost", "sweep_id", "settings", "device"], "string"),
     **dict.fromkeys(["numerics", "date", "git_sha"], "string"),
 }  # fmt: skip
@@ -78,8 +79,9 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
         "[evaluation.md](../docs/evaluation.md), section 5: could the published value be one more of our runs?",
         "Times are first crossings, in the paper's clock; the prediction interval is that of one more run. Speed-up:",
         "ours on sustained crossings with its 95 % interval, of other endpoints how many times better they are; the",
-        "paper's, and the share of its logarithm that is left.",
-        "Seeds that never crossed count with the horizon.", "",
+        "paper's, and the share of its logarithm that is left. Seeds that never crossed, or never for good, count",
+        "with the horizon: `>=` where they are the other arm's alone, `<=` where they are the arm's, `2/5 never` where",
+        "two of the arm's are and five of the other's.", "",
         *_table(["section", "published", "run", *VERDICTS[:-1]], "<" + ">" * (len(VERDICTS) + 1), _sums(found)),
     ]  # fmt: skip
     for section in dict.fromkeys(row["section"] for row in found):
@@ -131,11 +133,16 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 def _speedup(row: Mapping[str, Any]) -> str:
     if row["s"] is None:
         return "-"
-    ours = f"{ratio(row['s'], 2)}x ({ratio(row['s_lo'], 2)} to {ratio(row['s_hi'], 2)})"
+    never = f"; {row['censored_arm']}/{row['censored_base']} never" if _both_never(row) else ""
+    ours = f"{bounded(ratio(row['s'], 2), row['bound'])}x ({ratio(row['s_lo'], 2)} to {ratio(row['s_hi'], 2)}{never})"
     if row["s_claimed"] is None:
         return ours
-    kept = "" if row["retained"] is None else f", {100 * row['retained']:.0f} %"
+    kept = "" if row["retained"] is None else f", {retained(row)}"
     return f"{ours}; {ratio(row['s_claimed'], 2)}x{kept}"
+
+
+def _both_never(row: Mapping[str, Any]) -> bool:
+    return bool(row["censored_arm"] and row["censored_base"])
 
 
 def _ran(row: Mapping[str, Any]) -> str:
@@ -144,12 +151,15 @@ def _ran(row: Mapping[str, Any]) -> str:
     return f"{row['date']}, {row['numerics']}, {row['git_sha'] or 'no git'}"
 
 
-def _notes(mine: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Why rows were not answered though their sweep ran; costs are of a whole file."""
-    why = dict.fromkeys((row["id"], row["why"]) for row in mine if row["why"] and row["sweep_id"])
-    if why:
-        yield ""
-        yield from (f"- {id_}: {text}" for id_, text in why)
+def _notes(mine: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why rows were not answered though their sweep ran, and what stands beside S where both sides are censored."""
+    told = [f"- {row['id']}: {row['why']}" for row in mine if row["why"] and row["sweep_id"]]
+    told += [
+        f"- {row['file']} {row['id']}: {row['censored_arm']} of its seeds and {row['censored_base']} of the other "
+        f"arm's did not grok for good by step {number(row['horizon'])}; at half of that S is {ratio(row['s_half'], 2)}"
+        for row in mine if _both_never(row)
+    ]  # fmt: skip
+    return ["", *dict.fromkeys(told)] if told else []
 
 
 def _ordered(folder: Path) -> Iterator[tuple[str, Path]]:

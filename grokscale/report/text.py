@@ -19,6 +19,7 @@ from grokscale.report.beside import beside_table, delay_table, outcome_table, ti
 from grokscale.report.view import Row, SweepView, best_trials, collect, of_clock
 from grokscale.report.words import (
     WIDTH,
+    bounded,
     count,
     grid,
     knobs,
@@ -163,7 +164,7 @@ def undetermined(row: Row) -> bool:
 
 
 def _s(row: Row) -> str:
-    return "-" if undetermined(row) else _bound(row) + ratio(row["s"], 2)
+    return "-" if undetermined(row) else bounded(ratio(row["s"], 2), row["bound"])
 
 
 def holm(rows: Sequence[Row]) -> dict[str, float]:
@@ -377,16 +378,8 @@ def direction(row: Row) -> str:
     if undetermined(row):
         return "neither groks"
     if s >= 1:
-        return f"{_bound(row)}{ratio(s)}x {fewer} {unit}"
-    return f"{_bound(row, turned=True)}{ratio(1 / s)}x {more} {unit}"
-
-
-def _bound(row: Row, *, turned: bool = False) -> str:
-    """What stands before S, or before 1 / S, which is turned."""
-    bound = row["bound"]
-    if turned:
-        bound = {">=": "<=", "<=": ">="}.get(bound, bound)
-    return "" if bound == "=" else f"{bound} "
+        return bounded(f"{ratio(s)}x {fewer} {unit}", row["bound"])
+    return bounded(f"{ratio(1 / s)}x {more} {unit}", row["bound"], turned=True)
 
 
 def interval(row: Row) -> str:

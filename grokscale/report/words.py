@@ -27,6 +27,22 @@ def number(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def bounded(text: str, bound: str | None, *, turned: bool = False) -> str:
+    """ ">= 4.65" where censoring makes a number a bound, else the text as it is.
+
+    bound: as in `stats.SpeedUp`, None like "=".  turned: the number falls as S rises.
+    """
+    if turned:
+        bound = {">=": "<=", "<=": ">="}.get(bound or "=", bound)
+    return f"{bound} {text}" if bound in (">=", "<=") else text
+
+
+def retained(row: Mapping[str, Any]) -> str:
+    """How much of the logarithm of a published S is left, as a row of `answers.verdicts` has it: 84 %, >= 142 %."""
+    share = f"{100 * row['retained']:.0f} %"
+    return bounded(share, row["bound"], turned=row["s_claimed"] < 1)
+
+
 def pvalue(p: float | None) -> str:
     """0.016, <0.001, or - where there is none."""
     if p is None or not math.isfinite(p):

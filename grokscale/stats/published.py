@@ -26,7 +26,8 @@ class Verdict:
 
     verdict: one of VERDICTS.  claimed: the published value.  median, n, lo, hi: of our seeds, with the prediction
     interval.  percentile: share of our seeds below the claim, in per cent, ties one half.  retained: log S measured /
-    log S claimed, None where no speed-up was claimed or measured. Without seeds only `claimed` is known.
+    log S claimed, None where no speed-up was claimed or measured; as much a bound as S. Without seeds only `claimed`
+    is known.
     """
 
     verdict: str
@@ -73,21 +74,26 @@ def judge(
     m: int = 1,
     s: Interval | None = None,
     s_claimed: float | None = None,
+    bound: str = "=",
+    relative: bool = False,
     seen: bool = True,
 ) -> Verdict:
     """Compare a published value with ours.
 
     values: (n,) what our seeds gave in the claim's unit (times, or S per pair of seeds); never is the horizon.
     s, s_claimed: S over the arm it was compared with, ours with its interval and the paper's; None where only a
-    time was published.  seen: did any seed get there? Where none did, and no S says more, the horizon in place of every
-    time has no spread that means anything: no prediction interval, and `inconclusive`.
+    time was published.  bound: ">=" or "<=" where censoring makes S a bound (`SpeedUp.bound`); it is open where the
+    claimed S may lie beyond it.  relative: the values are ratios over the other arm, and no times of this one.
+    seen: did any seed get there? Where none did, and no S says more, the horizon in place of every time has no spread
+    that means anything: no prediction interval, and `inconclusive`.
 
     reproduced: the claim lies in the prediction interval.  smaller, larger: it lies outside, and S's interval
-    excludes 1 on the claimed side; which of the two is told by S against the claimed S, without a claimed S by our
-    geometric mean time against the published one.  no effect: outside, and S's interval contains 1.
-    reversed: outside, and S's interval excludes 1 on the other side.
-    inconclusive: one seed; S's interval contains 1 and the claim fits, in either sense; or the claim lies in a
-    prediction interval that spans more than WIDE.  not run: no values.
+    excludes 1 on the claimed side; which of the two is told by S against the claimed S, where S is an open bound or
+    none is claimed by our geometric mean time against the published one.  no effect: outside, and S's interval
+    contains 1.  reversed: outside, and S's interval excludes 1 on the other side.
+    inconclusive: one seed; S's interval contains 1 and the claim fits, in either sense; the claim lies in a
+    prediction interval that spans more than WIDE; or it lies outside, S is an open bound, and there is no time to tell
+    by or S's interval does not exclude 1 on the claimed side.  not run: no values.
     Raises ValueError for a claim that is not above 0 and for s_claimed = 1, which claims no side.
     """
     x = np.asarray(values, dtype=float)
@@ -102,15 +108,22 @@ def judge(
     if s is None and not seen:
         return Verdict("inconclusive", *about)
     found = prediction_interval(x, m)
-    return Verdict(_verdict(found, claimed, s, s_claimed), *about, found.lo, found.hi, retained)
+    return Verdict(_verdict(found, claimed, s, s_claimed, bound, relative), *about, found.lo, found.hi, retained)
 
 
-def _verdict(found: Interval, claimed: float, s: Interval | None, s_claimed: float | None) -> str:
+def _verdict(
+    found: Interval, claimed: float, s: Interval | None, s_claimed: float | None, bound: str, relative: bool
+) -> str:
     inside = found.lo * (1 - ROUNDING) <= claimed <= found.hi * (1 + ROUNDING)
     if found.n == 1 or (inside and found.hi / found.lo > WIDE):
         return "inconclusive"
     if s is None or s_claimed is None:
         return "reproduced" if inside else "larger" if found.value > claimed else "smaller"
+    opened = (bound == ">=" and s_claimed > s.value) or (bound == "<=" and s_claimed < s.value)
+    if opened and not inside:
+        if relative or not (s.lo > 1 if s_claimed > 1 else s.hi < 1):
+            return "inconclusive"
+        return "smaller" if (found.value > claimed) == (s_claimed > 1) else "larger"
     if s.lo <= 1 <= s.hi:
         fits = inside or s.lo <= s_claimed <= s.hi
         return "inconclusive" if fits else "no effect"
