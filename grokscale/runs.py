@@ -13,7 +13,7 @@ from typing import Any
 from grokscale import stats
 from grokscale.report import SweepView, text
 from grokscale.report.view import OUTCOMES, outcome_by
-from grokscale.report.words import ratio
+from grokscale.report.words import factor
 
 Row = Mapping[str, Any]
 NAME = 180  # characters of a run's name; MLflow takes 250
@@ -138,7 +138,7 @@ def answers(view: SweepView) -> dict[str, float]:
 def summary(view: SweepView) -> dict[str, str]:
     """Tags of a sweep's run: how many arms, what groks soonest and by how much, while there is an answer."""
     rows = [row for row in text.of_clock(view, "steps") if text.sound(row) and row["lo"] > 1]
-    best = f"{rows[0]['arm']} {ratio(rows[0]['s'], 2)}x" if rows else "none shown"
+    best = f"{rows[0]['arm']} {factor(rows[0]['s'], rows[0]['bound'])}x" if rows else "none shown"
     return {"baseline": view.baseline, "outcome": best} if view.speedups else {"baseline": view.baseline}
 
 

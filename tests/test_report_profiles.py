@@ -44,6 +44,14 @@ def test_the_page_and_the_files_of_the_command(tmp_path: Path) -> None:
     assert sorted(path.name for path in figures.iterdir()) == ["profile-steps.png", "profile-steps.svg"]
 
 
+def test_an_arm_that_never_grokked_on_a_task_has_bounds(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    page = report.profile_page(store, [task(store, 1, 4), task(store, 2, None)])
+    s = (4 * 8000 / 20_000) ** 0.5
+    assert f"swift takes &lt;= {s:.2f}x fewer steps" in page and "S is &lt;= 0.40." in page
+    assert page.count("&lt;= 0.40") == 3  # in the sentence, as the worst, and on its task
+
+
 def test_one_task_twice_is_refused(tmp_path: Path) -> None:
     store = Store(tmp_path)
     one = task(store, 0, 4)

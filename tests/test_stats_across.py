@@ -109,7 +109,19 @@ def test_sweeps_are_joined_task_by_task(tmp_path: Path):
 def test_a_task_that_an_arm_never_grokked_is_not_solved(tmp_path: Path):
     store = Store(tmp_path)
     ids = [task(store, 1, 2), task(store, 2, None)]
-    assert answers.across(store, ids).profiles["swift"].at(1e9) == 0.5
+    found = answers.across(store, ids)
+    assert found.profiles["swift"].at(1e9) == 0.5
+    (row,) = found.arms
+    assert (row["by_sweep_bound"], row["bound"], row["worst_bound"]) == (["=", "<="], "<=", "<=")
+
+
+def test_a_mean_of_bounds_is_a_bound_where_all_are_of_one_kind(tmp_path: Path):
+    store = Store(tmp_path)
+    ids = [task(store, 1, 2), task(store, 2, 4), task(store, 3, None)]
+    put(store, "lost", None, spec_json=json.dumps({**SPEC, "task": {"name": "toy", "n": 62}}))
+    store.append("plans", [plan({"plain": "lost", "swift": "swift2"}, SEEDS, sweep_id=ids[1], block=1)])
+    assert [row["bound"] for row in answers.across(store, ids[:2]).arms] == [">="]
+    assert [row["bound"] for row in answers.across(store, ids).arms] == ["mixed"]
 
 
 def test_eight_tasks_have_an_interval_and_a_corrected_p(tmp_path: Path):

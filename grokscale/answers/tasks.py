@@ -24,7 +24,8 @@ class Across:
 
     sweeps: their ids, a task each.  baseline: its method.
     arms: a row per arm that all sweeps confirmed: arm, s (geometric mean over tasks), lo, hi, p, p_holm (by sign
-    flips; these four None below eight tasks), n (tasks), worst, worst_sweep, by_sweep (S in the order of `sweeps`).
+    flips; these four None below eight tasks), n (tasks), worst, worst_sweep, by_sweep (S in the order of `sweeps`);
+    bound, worst_bound, by_sweep_bound: as in `stats.SpeedUp`, of s "mixed" where tasks bound it from both sides.
     profiles: arm, the baseline too -> Dolan and More's profile of the geometric mean cost.
     left_out: arm -> sweeps that did not confirm it.
     """
@@ -97,13 +98,20 @@ def _methods(store: Store, ids: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _row(arm: str, ids: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    s = [row["s"] for row in rows]
+    s, bounds = [row["s"] for row in rows], [row["bound"] for row in rows]
     found = tasks.over_tasks(s)
     p = None if found.lo is None else stats.sign_flip(np.log(s), seeded(f"{arm}/{'/'.join(ids)}"))
     return {
         "arm": arm, "s": found.mean, "lo": found.lo, "hi": found.hi, "p": p, "n": found.n, "worst": found.worst,
-        "worst_sweep": ids[found.place], "by_sweep": s,
+        "worst_sweep": ids[found.place], "by_sweep": s, "bound": _joined(bounds), "worst_bound": bounds[found.place],
+        "by_sweep_bound": bounds,
     }  # fmt: skip
+
+
+def _joined(bounds: Sequence[str]) -> str:
+    """What a mean of bounds is."""
+    ways = set(bounds) - {"="}
+    return "=" if not ways else ways.pop() if len(ways) == 1 else "mixed"
 
 
 def _cost(row: dict[str, Any]) -> float:

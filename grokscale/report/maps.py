@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grokscale import stats
-from grokscale.report.view import NEVER, ArmView, SweepView
-from grokscale.report.words import WIDTH, grid, number, plain, ratio
+from grokscale.report.view import NEVER, ArmView, SweepView, of_clock
+from grokscale.report.words import WIDTH, factor, grid, number, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,8 @@ WIDEST = 8  # columns of a map in text
 class Cell:
     """A point of the grid: what its seeds did by tau.
 
-    median: Kaplan-Meier's median grok step, None where fewer than half grokked.  s: S over the baseline, in steps.
+    median: Kaplan-Meier's median grok step, None where fewer than half grokked.  s: S over the baseline, in steps, as
+    text: a bound says so.
     """
 
     arm: str
@@ -40,7 +41,7 @@ class Cell:
     grokked: int
     n: int
     median: float | None
-    s: float | None
+    s: str
 
     @property
     def text(self) -> str:
@@ -74,21 +75,21 @@ def maps(view: SweepView) -> list[Map]:
     if not asked:
         return []
     keys = list(asked["axes"])
-    speedups = {row["arm"]: row["s"] for row in view.speedups if row["clock"] == "steps"}
+    speedups = {row["arm"]: factor(row["s"], row["bound"]) for row in of_clock(view, "steps")}
     settings = {arm["name"]: arm["set"] for arm in view.experiment["arm"]}
     cells: dict[str, list[Cell]] = {}
     for arm in view.arms:
         origin, colon, _ = arm.name.partition(":")
         if colon and arm.rows and all(key in settings.get(arm.name, {}) for key in keys):
             values = tuple(settings[arm.name][key] for key in keys)
-            cells.setdefault(origin, []).append(_cell(arm, values, view.tau, speedups.get(arm.name)))
+            cells.setdefault(origin, []).append(_cell(arm, values, view.tau, speedups.get(arm.name, "-")))
     return [
         Map(origin, {key: _ordered([c.values[i] for c in of]) for i, key in enumerate(keys)}, of, not asked["points"])
         for origin, of in cells.items()
     ]
 
 
-def _cell(arm: ArmView, values: tuple[Any, ...], tau: float, s: float | None) -> Cell:
+def _cell(arm: ArmView, values: tuple[Any, ...], tau: float, s: str) -> Cell:
     times = arm.times("grok_step", tau)
     event = times < NEVER
     middle = stats.median(np.where(event, times, tau), event)
@@ -129,10 +130,7 @@ def _table(one: Map, keys: Sequence[str], columns: Sequence[Any], rest: tuple[An
 
 def _listing(one: Map) -> str:
     ranked = sorted(one.cells, key=lambda cell: (cell.median is None, cell.median or 0.0, -cell.grokked, cell.arm))
-    rows = [
-        [*(plain(value) for value in cell.values), cell.text, "-" if cell.s is None else ratio(cell.s, 2)]
-        for cell in ranked
-    ]
+    rows = [[*(plain(value) for value in cell.values), cell.text, cell.s] for cell in ranked]
     return f"{one.arm}: median grok step\n{grid([*one.axes, 'grok step', 'S'], rows, '<' * len(one.axes) + '>>')}"
 
 

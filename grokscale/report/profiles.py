@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 from grokscale import answers
 from grokscale.report import figures
 from grokscale.report.page import document, tabled
-from grokscale.report.words import ratio, short
+from grokscale.report.words import factor, ratio, short
 from grokscale.stats.across import TASKS
 
 if TYPE_CHECKING:
@@ -60,9 +60,10 @@ def table(found: Across) -> tuple[list[str], list[list[str]]]:
     for row in sorted(found.arms, key=lambda one: -one["s"]):
         known = row["lo"] is not None
         rows.append([
-            row["arm"], ratio(row["s"], 2), f"{ratio(row['lo'], 2)} to {ratio(row['hi'], 2)}" if known else "-",
+            row["arm"], factor(row["s"], row["bound"]),
+            f"{ratio(row['lo'], 2)} to {ratio(row['hi'], 2)}" if known else "-",
             "-" if row["p_holm"] is None else f"{row['p_holm']:.3g}", str(row["n"]),
-            f"{ratio(row['worst'], 2)} ({row['worst_sweep']})",
+            f"{factor(row['worst'], row['worst_bound'])} ({row['worst_sweep']})",
         ])  # fmt: skip
     return ["arm", "S (geometric mean)", "95 % interval", "p (Holm)", "tasks", "worst task"], rows
 
@@ -70,10 +71,15 @@ def table(found: Across) -> tuple[list[str], list[list[str]]]:
 def html(store: Store, sweeps: Sequence[str], clock: str = "steps") -> str:
     """The page of several sweeps, a task each."""
     found = answers.across(store, sweeps, clock)
-    by_task = (
-        ["arm", *found.sweeps], [[row["arm"], *(ratio(s, 2) for s in row["by_sweep"])] for row in found.arms])
+    by_task = ["arm", *found.sweeps], [
+        [row["arm"], *map(factor, row["by_sweep"], row["by_sweep_bound"])] for row in found.arms
+    ]  # fmt: skip
     label = f"Performance profiles over {len(found.sweeps)} tasks"
     notes = [f"{arm}: left out, not confirmed by {', '.join(ids)}" for arm, ids in found.left_out.items()]
+    notes += [
+        f"{row['arm']}: on some tasks S is an upper bound and on others a lower one, so their mean is neither"
+        for row in found.arms if row["bound"] == "mixed"
+    ]  # fmt: skip
     if len(found.sweeps) < TASKS:
         notes.insert(0, f"No interval and no test below {TASKS} tasks.")
     parts = [
@@ -102,8 +108,9 @@ def _answer(found: Across) -> str:
     between = f"95 % interval {ratio(best['lo'], 2)} to {ratio(best['hi'], 2)}" if known else "too few for an interval"
     open_ = ", which includes 1: no speed-up is shown" if known and best["lo"] <= 1 else ""
     return (
-        f"{over} {best['arm']} takes {ratio(best['s'], 2)}x fewer {found.clock} than {found.baseline} (geometric mean; "
-        f"{between}{open_}); on the worst, {best['worst_sweep']}, S is {ratio(best['worst'], 2)}."
+        f"{over} {best['arm']} takes {factor(best['s'], best['bound'])}x fewer {found.clock} than "
+        f"{found.baseline} (geometric mean; {between}{open_}); on the worst, {best['worst_sweep']}, S is "
+        f"{factor(best['worst'], best['worst_bound'])}."
     )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from grokscale import answers
 from grokscale.answers.sides import newest_plan, side
 from grokscale.errors import InputError
-from grokscale.report.words import bounded, number, plain, ratio, retained
+from grokscale.report.words import factor, number, plain, ratio, retained
 from grokscale.stats.published import VERDICTS
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _speedup(row: Mapping[str, Any]) -> str:
     if row["s"] is None:
         return "-"
     never = f"; {row['censored_arm']}/{row['censored_base']} never" if _both_never(row) else ""
-    ours = f"{bounded(ratio(row['s'], 2), row['bound'])}x ({ratio(row['s_lo'], 2)} to {ratio(row['s_hi'], 2)}{never})"
+    ours = f"{factor(row['s'], row['bound'])}x ({ratio(row['s_lo'], 2)} to {ratio(row['s_hi'], 2)}{never})"
     if row["s_claimed"] is None:
         return ours
     kept = "" if row["retained"] is None else f", {retained(row)}"

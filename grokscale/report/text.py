@@ -21,6 +21,7 @@ from grokscale.report.words import (
     WIDTH,
     bounded,
     count,
+    factor,
     grid,
     knobs,
     listing,
@@ -164,7 +165,7 @@ def undetermined(row: Row) -> bool:
 
 
 def _s(row: Row) -> str:
-    return "-" if undetermined(row) else bounded(ratio(row["s"], 2), row["bound"])
+    return "-" if undetermined(row) else factor(row["s"], row["bound"])
 
 
 def holm(rows: Sequence[Row]) -> dict[str, float]:

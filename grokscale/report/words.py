@@ -37,6 +37,11 @@ def bounded(text: str, bound: str | None, *, turned: bool = False) -> str:
     return f"{bound} {text}" if bound in (">=", "<=") else text
 
 
+def factor(s: float, bound: str | None) -> str:
+    """ "1.83", ">= 4.65": a speed-up, which censoring may have made a bound."""
+    return bounded(ratio(s, 2), bound)
+
+
 def retained(row: Mapping[str, Any]) -> str:
     """How much of the logarithm of a published S is left, as a row of `answers.verdicts` has it: 84 %, >= 142 %."""
     share = f"{100 * row['retained']:.0f} %"
