@@ -103,6 +103,22 @@ class ModelEntry:
     flops: Callable[..., float] | None = None
 
 
+def undeclared(net: Any) -> str:
+    """Why what a model's entry built cannot be trained, "" where every parameter has a role and a law.
+
+    A parameter without would neither be drawn from the replica's seed nor trained, and nothing would say so.
+    """
+    told = [getattr(net, name, {}) for name in ("roles", "laws")]
+    wanting = [name for name, _ in net.named_parameters() if any(name not in one for one in told)]
+    if all(told) and not wanting:
+        return ""
+    of = f": {', '.join(wanting)}" if wanting else ""
+    return (
+        f"builds a {type(net).__name__} that does not say what its parameters are for{of}; build a "
+        "grokscale.models.Model and declare() every parameter"
+    )
+
+
 def content_digest(content: bytes) -> str:
     """What stands for a file's content in a knob, and so in a trial's identity: 12 hex digits of its sha256."""
     return hashlib.sha256(content).hexdigest()[:12]

@@ -44,6 +44,10 @@ class Net:
     def __init__(self) -> None:
         kinds = {"w1": "hidden", "b1": "bias", "head": "head"}
         self.roles = {name: SimpleNamespace(kind=kind) for name, kind in kinds.items()}
+        self.laws = dict.fromkeys(kinds, ("constant", 0.0))
+
+    def named_parameters(self) -> list[tuple[str, None]]:
+        return [(name, None) for name in self.roles]
 
 
 def tiny(task: Any, width: int, act: str) -> Net:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from grokscale.entries import ModelEntry
 from grokscale.errors import GrokscaleError, InputError, nearest, suggest
 from grokscale.spec import load, parse, resolve_file
 from tests.fakes import BASIC, basic, registry
@@ -153,6 +155,29 @@ def test_a_plugin_that_fails_is_one_more_problem(tmp_path: Path):
         "2: baseline: no arm is labelled \"non\"; did you mean 'none'? allowed: none, both, damp",
         "3: plugin: module 'x' cannot be imported: no",
     ]
+
+
+class Half:
+    """A net of which one parameter was registered and not declared, as `self.fc = nn.Linear(...)` does."""
+
+    roles, laws = {"w": None}, {"w": ("constant", 0.0)}
+
+    def named_parameters(self) -> list[tuple[str, None]]:
+        return [("w", None), ("fc.weight", None), ("fc.bias", None)]
+
+
+class Bare(Half):
+    roles, laws = {}, {}
+
+
+@pytest.mark.parametrize(("net", "wanting"), [(Half, "fc.weight, fc.bias"), (Bare, "w, fc.weight, fc.bias")])
+def test_a_model_that_does_not_declare_its_parameters_is_refused(net: type[Half], wanting: str):
+    known = registry()
+    built = replace(known, models={**known.models, "mine": ModelEntry("mine", "", lambda task: net())})
+    with pytest.raises(InputError) as caught:
+        parse(basic(model={"name": "mine"}), (), source="x.toml").resolve(built)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"x.toml: model.name: builds a {net.__name__} that") and f" for: {wanting}; " in problem
 
 
 # --------------------------------------------------------------------------------------------- one by one

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from grokscale.entries import Measure, Method, ModelEntry, Registry, TaskEntry
+from grokscale.entries import Measure, Method, ModelEntry, Registry, TaskEntry, undeclared
 from grokscale.errors import InputError, suggest
 from grokscale.spec.arms import ArmResolver, with_points
 from grokscale.spec.resolved import Address, Resolved, ResolvedArm, Tables
@@ -157,7 +157,10 @@ class Resolver:
         if built is not None and model is not None:
             make = partial(model.build, built, **options_of(tables["model"]))
             net = self.build(make, tables["model"], partial(place, "model"))
-            self.roles = self.roles or ({} if net is None else net.roles)
+            if net is not None and (wanting := undeclared(net)):
+                self.say(place("model", "name"), wanting)
+            elif net is not None:
+                self.roles = self.roles or net.roles
         return built
 
     def build(self, make: Callable[[], Any], table: Mapping[str, Any], place: Callable[[str], Path]) -> Any:
