@@ -109,7 +109,8 @@ def undeclared(net: Any) -> str:
     A parameter without would neither be drawn from the replica's seed nor trained, and nothing would say so.
     """
     told = [getattr(net, name, {}) for name in ("roles", "laws")]
-    wanting = [name for name, _ in net.named_parameters() if any(name not in one for one in told)]
+    named = net.named_parameters() if hasattr(net, "named_parameters") else ()
+    wanting = [name for name, _ in named if any(name not in one for one in told)]
     if all(told) and not wanting:
         return ""
     of = f": {', '.join(wanting)}" if wanting else ""

@@ -206,7 +206,7 @@ def test_first_crossings_are_asked_for_and_said(tmp_path: Path):
     assert first["s"] == pytest.approx((4 * 2 * 4 * 5000 / 1250) ** 0.25)
     assert set(answers.speedups(store, "q", baseline="swift", event="first_step")["baseline"].to_pylist()) == {"swift"}
     assert store.speedups().num_rows == len(rows), "nothing of it is stored"
-    with pytest.raises(GrokscaleError, match="grok_step or first_step, not of 'fit_step'"):
+    with pytest.raises(InputError, match="unknown event 'fit_step'; did you mean 'first_step'"):
         answers.speedups(store, "q", event="fit_step")  # pyright: ignore[reportArgumentType]
 
 

@@ -1,4 +1,8 @@
-"""Every S with an interval that README and FINDINGS print is one that the committed rows give."""
+"""Every S with an interval that README and FINDINGS print is one that the committed rows give.
+
+That it is the one which the sentence means a reader has to see: what is found here are numbers that no rows give, or
+no longer.
+"""
 
 from __future__ import annotations
 

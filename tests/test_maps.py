@@ -74,6 +74,15 @@ def test_cells_know_their_speed_up_over_the_baseline(product: Store) -> None:
     assert one.full
 
 
+def test_a_cell_has_no_speed_up_where_neither_it_nor_the_baseline_groks(tmp_path: Path) -> None:
+    found = {"none": ({}, [NEVER] * 3), "ema:lam=1": ({"lam": 1}, [NEVER] * 3), "ema:lam=5": ({"lam": 5}, [50, 60, 70])}
+    store = stored(tmp_path / "runs", {"axes": {"lam": [1, 5]}, "points": None, "arms": []}, found)
+    (one,) = maps.maps(report.collect(store))
+    lost, got = one.cell((1,)), one.cell((5,))
+    assert lost is not None and got is not None
+    assert lost.s == "-" and got.s.startswith(">= ")
+
+
 def test_a_figure_hatches_the_cells_that_did_not_get_there(product: Store) -> None:
     (one,) = maps.maps(report.collect(product))
     (axes,) = maps.draw(one).axes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,12 +173,22 @@ class Bare(Half):
 
 @pytest.mark.parametrize(("net", "wanting"), [(Half, "fc.weight, fc.bias"), (Bare, "w, fc.weight, fc.bias")])
 def test_a_model_that_does_not_declare_its_parameters_is_refused(net: type[Half], wanting: str):
+    (problem,) = refused(net)
+    assert problem.startswith(f"x.toml: model.name: builds a {net.__name__} that") and f" for: {wanting}; " in problem
+
+
+def test_a_model_that_forgets_to_return_its_net_is_refused():
+    (problem,) = refused(lambda: None)
+    assert problem.startswith("x.toml: model.name: builds a NoneType that")
+    assert "build a grokscale.models.Model" in problem
+
+
+def refused(make: Callable[[], Any]) -> list[str]:
     known = registry()
-    built = replace(known, models={**known.models, "mine": ModelEntry("mine", "", lambda task: net())})
+    built = replace(known, models={**known.models, "mine": ModelEntry("mine", "", lambda task: make())})
     with pytest.raises(InputError) as caught:
         parse(basic(model={"name": "mine"}), (), source="x.toml").resolve(built)
-    (problem,) = caught.value.problems
-    assert problem.startswith(f"x.toml: model.name: builds a {net.__name__} that") and f" for: {wanting}; " in problem
+    return caught.value.problems
 
 
 # --------------------------------------------------------------------------------------------- one by one

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from grokscale import stats
 from grokscale.answers.sides import Row, Side, asked_for, newest_plan, paired, pairs_of, side, sweep_row
-from grokscale.errors import GrokscaleError
+from grokscale.errors import GrokscaleError, InputError, suggest
 from grokscale.store import Store
 from grokscale.store.schemas import to_table
 
@@ -36,7 +36,7 @@ def speedups(
     """
     sweep_id = store.find_sweep(sweep)
     if event not in get_args(Event):
-        raise GrokscaleError(f"S is of {' or '.join(get_args(Event))}, not of {event!r}")
+        raise InputError(f"unknown event {event!r}; {suggest(event, get_args(Event))}")
     if event != "grok_step":
         found = to_table("speedups", compute(store, sweep_id, baseline=baseline, event=event))
         return found.append_column("event", pa.array([event] * found.num_rows, pa.string()))

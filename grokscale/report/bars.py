@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 
 from grokscale.report import text
 from grokscale.report.figures import PALETTE, STYLE, canvas, log_axis, look
-from grokscale.report.view import Row, SweepView
+from grokscale.report.view import Row, SweepView, undetermined
 from grokscale.report.words import ratio, short
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _bar(axes: Axes, i: int, row: Row, colour: str, claimed: Sequence[float]) ->
 
     claimed: diamonds of this line, which the number gets out of the way of.
     """
-    s, sound = 1.0 if text.undetermined(row) else row["s"], text.sound(row)
+    s, sound = 1.0 if undetermined(row) else row["s"], text.sound(row)
     height = 0.56 if row["clock"] == "steps" else 0.36
     axes.barh(i, s - 1, left=1, height=height, color=colour, alpha=0.75 if sound else FAINT, linewidth=0)
     ink = PALETTE["ink"][0]
@@ -113,7 +113,7 @@ def _bar(axes: Axes, i: int, row: Row, colour: str, claimed: Sequence[float]) ->
         room += 3 if s >= 1 else -3
     at = (row["hi"] if s >= 1 else row["lo"]) if sound else s
     at = (max if s >= 1 else min)([at, *(c for c in claimed if at / NEAR < c < at * NEAR)])
-    said = "neither groks" if text.undetermined(row) else ratio(s, 2)
+    said = "neither groks" if undetermined(row) else ratio(s, 2)
     axes.annotate(
         said, (at, i), (room, 0), textcoords="offset points", va="center", ha=side, fontsize=8,
     )  # fmt: skip
@@ -129,7 +129,7 @@ def _row(view: SweepView, arm: str, clock: str) -> Row:
 
 def _span(rows: Sequence[Row], published: Sequence[Claim]) -> tuple[float, float]:
     """Of the axis: all intervals, points and claims, and 1, with room for the numbers beside them."""
-    ends = [1.0, *(claim.s for claim in published), *(row["s"] for row in rows if not text.undetermined(row))]
+    ends = [1.0, *(claim.s for claim in published), *(row["s"] for row in rows if not undetermined(row))]
     ends += [row[end] for row in rows if text.sound(row) for end in ("lo", "hi")]
     known = [end for end in ends if end > 0 and math.isfinite(end)]
     room = max(1.35, (max(known) / min(known)) ** ROOM)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grokscale import stats
-from grokscale.report.view import NEVER, ArmView, SweepView, of_clock
+from grokscale.report.view import NEVER, ArmView, SweepView, of_clock, undetermined
 from grokscale.report.words import WIDTH, factor, grid, number, plain
 
 if TYPE_CHECKING:
@@ -75,7 +75,9 @@ def maps(view: SweepView) -> list[Map]:
     if not asked:
         return []
     keys = list(asked["axes"])
-    speedups = {row["arm"]: factor(row["s"], row["bound"]) for row in of_clock(view, "steps")}
+    speedups = {
+        row["arm"]: factor(row["s"], row["bound"]) for row in of_clock(view, "steps") if not undetermined(row)
+    }  # fmt: skip
     settings = {arm["name"]: arm["set"] for arm in view.experiment["arm"]}
     cells: dict[str, list[Cell]] = {}
     for arm in view.arms:

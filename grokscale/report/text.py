@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from grokscale import stats
 from grokscale.report import asked, maps
 from grokscale.report.beside import beside_table, delay_table, outcome_table, time_table
-from grokscale.report.view import Row, SweepView, best_trials, collect, of_clock
+from grokscale.report.view import Row, SweepView, best_trials, collect, of_clock, undetermined
 from grokscale.report.words import (
     WIDTH,
     bounded,
@@ -157,11 +157,6 @@ def _censored(row: Row) -> str:
 def sound(row: Row) -> bool:
     """Is the interval more than (0, inf)? It takes two pairs at least, and something that grokked."""
     return row["lo"] > 0 and math.isfinite(row["hi"])
-
-
-def undetermined(row: Row) -> bool:
-    """Did nothing grok on either side? S is then the ratio of the horizons, and says nothing."""
-    return row["success_base"] == 0 and row["success_arm"] == 0
 
 
 def _s(row: Row) -> str:

@@ -156,10 +156,13 @@ class Resolver:
         built = self.build(partial(task.factory, **options), tables["task"], partial(place, "task"))
         if built is not None and model is not None:
             make = partial(model.build, built, **options_of(tables["model"]))
+            known = len(self.problems)
             net = self.build(make, tables["model"], partial(place, "model"))
-            if net is not None and (wanting := undeclared(net)):
+            if len(self.problems) > known:
+                return built
+            if wanting := undeclared(net):
                 self.say(place("model", "name"), wanting)
-            elif net is not None:
+            else:
                 self.roles = self.roles or net.roles
         return built
 
