@@ -58,6 +58,15 @@ def global_generators_untouched() -> Iterator[None]:
     assert not used, f"{' and '.join(used)} global generator was used; pass a generator instead"
 
 
+@pytest.fixture(autouse=True)
+def data_folder_as_before() -> Iterator[None]:
+    """A worker that runs in the test's own process chooses the folder of data for the whole process."""
+    before = vars(sys.modules.get("grokscale.data", object)).get("_chosen")
+    yield
+    if module := sys.modules.get("grokscale.data"):
+        module.use(before)
+
+
 @pytest.fixture
 def float64() -> Iterator[None]:
     """New tensors are float64 in this test: numerics are compared where rounding cannot hide a mistake."""
