@@ -14,7 +14,7 @@ from grokscale.cli import app
 from grokscale.errors import GrokscaleError
 from grokscale.report import profiles
 from grokscale.store import Store
-from tests.test_stats_across import task
+from tests.test_stats_across import never, task
 
 
 def test_profiles_are_drawn_as_they_are_computed(tmp_path: Path) -> None:
@@ -50,6 +50,13 @@ def test_an_arm_that_never_grokked_on_a_task_has_bounds(tmp_path: Path) -> None:
     s = (4 * 8000 / 20_000) ** 0.5
     assert f"swift takes &lt;= {s:.2f}x fewer steps" in page and "S is &lt;= 0.40." in page
     assert page.count("&lt;= 0.40") == 3  # in the sentence, as the worst, and on its task
+
+
+def test_a_task_on_which_neither_side_groks_is_no_tie(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    page = report.profile_page(store, [task(store, 1, 4), never(store, 2)])
+    assert "on the worst, s2-00000002, neither groks." in page and "1.00" not in page
+    assert "swift: neither it nor plain groks on 1 of 2 tasks, which count as S = 1" in page
 
 
 def test_one_task_twice_is_refused(tmp_path: Path) -> None:

@@ -87,6 +87,19 @@ def task(store: Store, number: int, speed: float | None, *, arms: tuple[str, ...
     return sweep_id
 
 
+def lose(store: Store, sweep_id: str, number: int) -> None:
+    """Put a baseline that never groks in the place of the one of `task`."""
+    put(store, "lost", None, spec_json=json.dumps({**SPEC, "task": {"name": "toy", "n": 60 + number}}))
+    store.append("plans", [plan({"plain": "lost", "swift": f"swift{number}"}, SEEDS, sweep_id=sweep_id, block=1)])
+
+
+def never(store: Store, number: int) -> str:
+    """A confirmed sweep in which neither side groks."""
+    sweep_id = task(store, number, None)
+    lose(store, sweep_id, number)
+    return sweep_id
+
+
 def put(store: Store, trial_id: str, steps: float | None, **values: Any) -> None:
     store.append("replicas", [replica(trial_id, seed, **values) if steps is None
                               else grokked(trial_id, seed, round(steps), **values) for seed in SEEDS])  # fmt: skip
@@ -118,10 +131,17 @@ def test_a_task_that_an_arm_never_grokked_is_not_solved(tmp_path: Path):
 def test_a_mean_of_bounds_is_a_bound_where_all_are_of_one_kind(tmp_path: Path):
     store = Store(tmp_path)
     ids = [task(store, 1, 2), task(store, 2, 4), task(store, 3, None)]
-    put(store, "lost", None, spec_json=json.dumps({**SPEC, "task": {"name": "toy", "n": 62}}))
-    store.append("plans", [plan({"plain": "lost", "swift": "swift2"}, SEEDS, sweep_id=ids[1], block=1)])
+    lose(store, ids[1], 2)
     assert [row["bound"] for row in answers.across(store, ids[:2]).arms] == [">="]
     assert [row["bound"] for row in answers.across(store, ids).arms] == ["mixed"]
+
+
+def test_a_task_on_which_neither_side_groks_says_so(tmp_path: Path):
+    store = Store(tmp_path)
+    ids = [task(store, 1, 2), never(store, 2)]
+    (row,) = answers.across(store, ids).arms
+    assert (row["by_sweep"], row["by_sweep_bound"], row["bound"]) == ([pytest.approx(2), 1], ["=", "neither"], "mixed")
+    assert (row["worst"], row["worst_bound"]) == (1, "neither")
 
 
 def test_eight_tasks_have_an_interval_and_a_corrected_p(tmp_path: Path):

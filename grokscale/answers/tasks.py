@@ -25,7 +25,8 @@ class Across:
     sweeps: their ids, a task each.  baseline: its method.
     arms: a row per arm that all sweeps confirmed: arm, s (geometric mean over tasks), lo, hi, p, p_holm (by sign
     flips; these four None below eight tasks), n (tasks), worst, worst_sweep, by_sweep (S in the order of `sweeps`);
-    bound, worst_bound, by_sweep_bound: as in `stats.SpeedUp`, of s "mixed" where tasks bound it from both sides.
+    bound, worst_bound, by_sweep_bound: as in `stats.SpeedUp`; "neither" of a task on which neither side ever groks
+    (it counts as S = 1), and "mixed" of s where such a task, or tasks that bound it from both sides, leave no bound.
     profiles: arm, the baseline too -> Dolan and More's profile of the geometric mean cost.
     left_out: arm -> sweeps that did not confirm it.
     """
@@ -98,7 +99,8 @@ def _methods(store: Store, ids: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _row(arm: str, ids: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    s, bounds = [row["s"] for row in rows], [row["bound"] for row in rows]
+    s = [row["s"] for row in rows]
+    bounds = ["neither" if row["success_base"] == row["success_arm"] == 0 else row["bound"] for row in rows]
     found = tasks.over_tasks(s)
     p = None if found.lo is None else stats.sign_flip(np.log(s), seeded(f"{arm}/{'/'.join(ids)}"))
     return {
@@ -111,7 +113,7 @@ def _row(arm: str, ids: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[s
 def _joined(bounds: Sequence[str]) -> str:
     """What a mean of bounds is."""
     ways = set(bounds) - {"="}
-    return "=" if not ways else ways.pop() if len(ways) == 1 else "mixed"
+    return "=" if not ways else "mixed" if "neither" in ways or len(ways) > 1 else ways.pop()
 
 
 def _cost(row: dict[str, Any]) -> float:

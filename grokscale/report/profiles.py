@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.ticker import FuncFormatter
@@ -77,8 +77,7 @@ def html(store: Store, sweeps: Sequence[str], clock: str = "steps") -> str:
     label = f"Performance profiles over {len(found.sweeps)} tasks"
     notes = [f"{arm}: left out, not confirmed by {', '.join(ids)}" for arm, ids in found.left_out.items()]
     notes += [
-        f"{row['arm']}: on some tasks S is an upper bound and on others a lower one, so their mean is neither"
-        for row in found.arms if row["bound"] == "mixed"
+        f"{row['arm']}: {_mixed(row, found.baseline)}" for row in found.arms if row["bound"] == "mixed"
     ]  # fmt: skip
     if len(found.sweeps) < TASKS:
         notes.insert(0, f"No interval and no test below {TASKS} tasks.")
@@ -96,6 +95,13 @@ def html(store: Store, sweeps: Sequence[str], clock: str = "steps") -> str:
     return document(f"{len(found.sweeps)} tasks: performance profile", parts)
 
 
+def _mixed(row: dict[str, Any], baseline: str) -> str:
+    """Why the mean over tasks is no bound."""
+    if open_ := row["by_sweep_bound"].count("neither"):
+        return f"neither it nor {baseline} groks on {open_} of {row['n']} tasks, which count as S = 1"
+    return "on some tasks S is an upper bound and on others a lower one, so their mean is neither"
+
+
 def _answer(found: Across) -> str:
     """The arm with the largest geometric mean, with its interval or that there is none, and its worst task."""
     best = max(found.arms, key=lambda row: row["s"], default=None)
@@ -107,10 +113,11 @@ def _answer(found: Across) -> str:
     known = best["lo"] is not None
     between = f"95 % interval {ratio(best['lo'], 2)} to {ratio(best['hi'], 2)}" if known else "too few for an interval"
     open_ = ", which includes 1: no speed-up is shown" if known and best["lo"] <= 1 else ""
+    worst = factor(best["worst"], best["worst_bound"])
     return (
         f"{over} {best['arm']} takes {factor(best['s'], best['bound'])}x fewer {found.clock} than "
-        f"{found.baseline} (geometric mean; {between}{open_}); on the worst, {best['worst_sweep']}, S is "
-        f"{factor(best['worst'], best['worst_bound'])}."
+        f"{found.baseline} (geometric mean; {between}{open_}); on the worst, {best['worst_sweep']}, "
+        f"{worst if best['worst_bound'] == 'neither' else f'S is {worst}'}."
     )
 
 

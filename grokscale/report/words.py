@@ -38,8 +38,8 @@ def bounded(text: str, bound: str | None, *, turned: bool = False) -> str:
 
 
 def factor(s: float, bound: str | None) -> str:
-    """ "1.83", ">= 4.65": a speed-up, which censoring may have made a bound."""
-    return bounded(ratio(s, 2), bound)
+    """ "1.83", ">= 4.65": a speed-up, which censoring may have made a bound, or left without a meaning."""
+    return "neither groks" if bound == "neither" else bounded(ratio(s, 2), bound)
 
 
 def retained(row: Mapping[str, Any]) -> str:
