@@ -5,7 +5,7 @@ Curves, measures and kept weights come along on request.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from grokscale.errors import InputError, suggest
 from grokscale.store import kept
+from grokscale.store.relations import to_rows
 from grokscale.store.schemas import RULES
 
 if TYPE_CHECKING:
@@ -66,14 +67,16 @@ def _measured(source: Store, trials: list[str], patterns: Sequence[str]) -> list
 
 
 def _add(added: dict[str, int], target: Store, table: str, rows: pa.Table, **where: Any) -> None:
-    there = {_key(table, row) for row in target.rows(table, **where)}
-    new = [row for row in rows.to_pylist() if _key(table, row) not in there]
-    if new:
-        target.append(table, new)
-    added[table] = added.get(table, 0) + len(new)
+    there = set(_keys(table, target.table(table, **where)))
+    new = rows.filter(pa.array([key not in there for key in _keys(table, rows)], pa.bool_()))
+    target.append(table, new)
+    added[table] = added.get(table, 0) + new.num_rows
 
 
-def _key(table: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a row is about, and when it was written, if it says so: a later one about the same thing is another one."""
-    values = (row[name] for name in (*RULES[table].keys, "at") if name in row)
-    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+def _keys(table: str, rows: pa.Table) -> list[tuple[Any, ...]]:
+    """What each row is about, and when it was written, if it says so: a later one about the same is another one."""
+    named = [name for name in dict.fromkeys((*RULES[table].keys, "at")) if name in rows.column_names]
+    return [
+        tuple(tuple(value) if isinstance(value, list) else value for value in row.values())
+        for row in to_rows(rows.select(named))
+    ]
