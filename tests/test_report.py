@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from grokscale import report, stats
+from grokscale import answers, report, stats
 from grokscale.errors import InputError
 from grokscale.report import bars, beside, curves, figures, text, view, words
 from grokscale.store import Store
@@ -260,6 +260,23 @@ def test_later_events_do_not_count() -> None:
 )
 def test_ratios(value: float, said: str) -> None:
     assert words.ratio(value) == said
+
+
+def test_a_search_that_goes_on_does_not_change_the_answer_it_gave(store: Store) -> None:
+    """More trials than the plan knew, before the longer search has a confirmation of its own."""
+
+    def answer() -> tuple[str, object, object]:
+        return " ".join(report.results_text(store).split()), answers.flags(store), answers.budget(store)
+
+    sweep_id = synthetic.confirmed(store)
+    text_, *before = answer()
+    (last,) = store.rows("trials", sweep_id=sweep_id, phase="search", arm="swift", number=3)
+    ended = {**last, "trial_id": "better", "value": 1.0, "state": "ended", "at": None}
+    store.append("trials", [{**ended, "number": 4 + i} for i in range(3)])
+    store.append("trials", [{**last, "number": 7, "at": None}])
+    said, *after = answer()
+    assert said.replace("; 3 more trials since, of which this answer knows nothing", "", 1) == text_ != said
+    assert after == before
 
 
 def test_records_of_a_query() -> None:

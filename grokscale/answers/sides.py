@@ -149,6 +149,14 @@ def newest_plan(store: Store, sweep_id: str) -> dict[str, Any] | None:
     return max(store.rows("plans", sweep_id=sweep_id), key=lambda plan: plan["block"], default=None)
 
 
+def known_to(plan: Row | None, trials: Sequence[Row]) -> list[Row]:
+    """The trials that a plan of a confirmation rests on; without one, all of them.
+
+    Of search and race it is what had ended by then: a search that goes on later finds what this answer never saw.
+    """
+    return [row for row in trials if plan is None or row["phase"] == "confirm" or row["at"] <= plan["at"]]
+
+
 def sweep_row(store: Store, sweep_id: str) -> dict[str, Any]:
     return store.rows("sweeps", sweep_id=store.find_sweep(sweep_id))[0]
 

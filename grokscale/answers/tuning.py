@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grokscale import stats
-from grokscale.answers.sides import Row, asked_for, sweep_row
+from grokscale.answers.sides import Row, asked_for, known_to, newest_plan, sweep_row
 from grokscale.store import Store
 
 EDGE = 0.05  # a best knob within this share of its range of an end may want a wider range
@@ -76,8 +76,8 @@ def flags(store: Store, sweep: str | None = None) -> dict[str, list[str]]:
     """
     sweep_id = store.find_sweep(sweep)
     head = sweep_row(store, sweep_id)
-    plans = sorted(store.rows("plans", sweep_id=sweep_id), key=lambda plan: plan["block"])
-    winners = json.loads(plans[-1]["winners_json"]) if plans else {}
+    plan = newest_plan(store, sweep_id)
+    winners = json.loads(plan["winners_json"]) if plan else {}
     searched = trials(store, sweep_id)
     found = {}
     for arm in dict.fromkeys([*winners, *searched]):
@@ -133,12 +133,14 @@ def ranges(head: Row, arm: str) -> dict[str, Any]:
 
 
 def trials(store: Store, sweep_id: str) -> dict[str, list[dict[str, Any]]]:
-    """Arm -> its search trials that ended with a value, in order, each with `capped`.
+    """Arm -> its search trials that the answer rests on, if they ended with a value, in order, each with `capped`.
 
     Capped is a trial of which a seed had neither grokked nor diverged at a cap below the horizon.
     """
     horizon = sweep_row(store, sweep_id)["horizon"]
-    rows = store.rows("trials", sweep_id=sweep_id, phase="search", state="ended")
+    rows = known_to(
+        newest_plan(store, sweep_id), store.rows("trials", sweep_id=sweep_id, phase="search", state="ended")
+    )
     valued = sorted((row for row in rows if row["value"] is not None), key=lambda row: row["number"])
 
     def held(row: Row) -> bool:

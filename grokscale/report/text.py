@@ -342,6 +342,8 @@ def _budget(view: SweepView) -> str:
     failed = sum(t["state"] == "failed" for t in view.trials)
     if failed:
         parts.append(f"{count(failed, 'trial')} failed")
+    if view.later:
+        parts.append(f"{count(view.later, 'more trial')} since, of which this answer knows nothing")
     return "; ".join(parts) or "no search: settings as the file fixes them"
 
 

@@ -78,7 +78,8 @@ class SweepView:
 
     plan: the newest row of `plans` with "seeds" and "tau", None before the confirmation was planned.
     speedups: the rows of `speedups` that answer that plan, over the baseline; over_practice: those over the
-    practice baseline, where that is another arm.  trials: the sweep's rows of `trials`.
+    practice baseline, where that is another arm.  trials: the sweep's rows of `trials` that the plan rests on.
+    later: how many of search and race have ended since.
     flags: arm -> what makes its search doubtful.  budget: S by trials, as `answers.budget`.  importances: arm -> knob
     -> share.  endpoints: rows of `answers.endpoints`, or why there are none.  papers: rows of `answers.verdicts`.
     """
@@ -99,6 +100,7 @@ class SweepView:
     importances: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     endpoints: Sequence[Row] | str = ()
     papers: Sequence[Row] = ()
+    later: int = 0
 
     @property
     def tau(self) -> float:
@@ -134,8 +136,9 @@ def collect(store: Store, sweep: str | None = None) -> SweepView:
     sweep_id = store.find_sweep(sweep)
     head = store.table("sweeps", sweep_id=sweep_id).to_pylist()[0]
     trials = _sorted(store.trials(sweep_id=sweep_id).to_pylist(), "arm", "phase", "number")
-    plans = _sorted(store.table("plans", sweep_id=sweep_id).to_pylist(), "block")
-    plan = plans[-1] if plans else None
+    plan = answers.newest_plan(store, sweep_id)
+    told = answers.known_to(plan, trials)
+    ended, known_ended = (sum(row["state"] in ("ended", "failed") for row in of) for of in (trials, told))
     speedups = (
         []
         if plan is None
@@ -147,9 +150,10 @@ def collect(store: Store, sweep: str | None = None) -> SweepView:
         shares.setdefault(row["arm"], {})[row["knob"]] = row["share"]
     view = SweepView(
         sweep_id, head["name"], head["question"], head["baseline"], head["horizon"],
-        answers.asked_for(head), plan, (), [r for r in known if r["baseline"] == head["baseline"]], trials,
+        answers.asked_for(head), plan, (), [r for r in known if r["baseline"] == head["baseline"]], told,
         [r for r in known if r["baseline"] != head["baseline"]], answers.flags(store, sweep_id),
         answers.budget(store, sweep_id), shares, asked.endpoints(store, sweep_id), answers.verdicts(store, sweep_id),
+        ended - known_ended,
     )  # fmt: skip
     if plan is None:
         return view
