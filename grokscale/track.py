@@ -118,11 +118,7 @@ def sync(store: Store, sweep_id: str, uri: str, *, status: str | None = None, se
 
     try:
         _Sync(store, sweep_id, uri).run(status, Seen() if seen is None else seen)
-    except (
-        MlflowException,
-        sqlalchemy.exc.SQLAlchemyError,
-        OSError,
-    ) as error:  # requests' errors are OSErrors
+    except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:  # requests' errors are OSErrors
         first = str(error).strip().partition("\n")[0]
         raise TrackingError(f"MLflow at {uri}: {first or type(error).__name__}") from error
 
@@ -364,11 +360,8 @@ class Mirror:
     def __init__(self, store: Store, sweep_id: str, uri: str) -> None:
         self.problem: str | None = None  # what MLflow said when it last failed
         self._seen = Seen()
-        self._store, self._sweep_id, self._uri = (
-            copy.copy(store),
-            sweep_id,
-            uri,
-        )  # its own store: no lock is shared
+        self._store = copy.copy(store)  # its own: no lock is shared
+        self._sweep_id, self._uri = sweep_id, uri
         self._wake, self._end, self._busy = threading.Event(), threading.Event(), threading.Lock()
         self._status = "RUNNING"
         self._thread = threading.Thread(target=self._work, name=MIRROR, daemon=True)
