@@ -22,6 +22,8 @@ from tests import synthetic
 from tests.test_cli import GROKSCALE, environment
 
 ROOT = Path(__file__).parent.parent
+FOLDERS = (".", "docs", "experiments", "benchmarks", "tests/faults")
+PAGES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 README = (ROOT / "README.md").read_text()
 
 
@@ -153,9 +155,22 @@ def test_the_study_shown_is_what_the_committed_rows_say() -> None:
         ], arm
 
 
-def test_links_and_pictures_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        place, _, heading = target.partition("#")
+        path = (ROOT / page).parent / place if place else ROOT / page
+        assert path.exists(), target
+        assert not heading or heading in anchors(path.read_text()), target
+
+
+def anchors(text: str) -> set[str]:
+    """What a page's headings are called in links, a second one of a name with -1 behind it."""
+    names = [
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text, re.M)
+    ]
+    return {f"{name}-{n}" if (n := names[:i].count(name)) else name for i, name in enumerate(names)}
 
 
 # ---------------------------------------------------------------------------------------------- layout
