@@ -102,8 +102,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> str:
     store = Store(root / "runs")
     paper = {"id": "evil", "claim": "speedup", "value": 5.0, "arm": "swift", "source": EVIL}
     changes = {"name": EVIL, "question": f"Which groks sooner? {EVIL}", "paper": [paper]}
+    varied(store)  # before the plan, which rests on them
     synthetic.confirmed(store, experiment=synthetic.EXPERIMENT | changes, git_sha=EVIL)
-    varied(store)
     path = root / "report.html"
     path.write_text(report.html(store))
     return path.as_uri()
