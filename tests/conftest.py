@@ -61,7 +61,8 @@ def global_generators_untouched() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def data_folder_as_before() -> Iterator[None]:
     """A worker that runs in the test's own process chooses the folder of data for the whole process."""
-    before = vars(sys.modules.get("grokscale.data", object)).get("_chosen")
+    module: Any = sys.modules.get("grokscale.data")
+    before = module._chosen if module else None
     yield
     if module := sys.modules.get("grokscale.data"):
         module.use(before)

@@ -40,12 +40,11 @@ SET = Dataset(
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv(data.VARIABLE, raising=False)
     monkeypatch.delenv("GROKSCALE_DATA_URL", raising=False)
     data.use(tmp_path / "data")
-    yield tmp_path / "data"
-    data.use(None)
+    return tmp_path / "data"
 
 
 def put_both(folder: Path, sums: bool = False) -> Path:

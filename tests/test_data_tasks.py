@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +49,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def folder(files: Path) -> Iterator[Path]:
+def folder(files: Path) -> Path:
     data.use(files)
-    yield files
-    data.use(None)
+    return files
 
 
 def make(name: str, **options: Any) -> Task:

@@ -12,7 +12,7 @@ tuning     flags of a search, S against the tuning budget, one-knob slices
 from grokscale.answers.compare import compare, compute, rounds, speedups, switched
 from grokscale.answers.curves import compute_endpoints, endpoints
 from grokscale.answers.papers import verdicts
-from grokscale.answers.sides import asked_for, known_to, newest_plan, seeds_of
+from grokscale.answers.sides import asked_for, known_to, newest_plan, seeds_of, undetermined
 from grokscale.answers.summary import arms
 from grokscale.answers.tasks import Across, across
 from grokscale.answers.tuning import budget, flags, importances, slices
@@ -36,5 +36,6 @@ __all__ = [
     "slices",
     "speedups",
     "switched",
+    "undetermined",
     "verdicts",
 ]

@@ -161,6 +161,11 @@ def sweep_row(store: Store, sweep_id: str) -> dict[str, Any]:
     return store.rows("sweeps", sweep_id=store.find_sweep(sweep_id))[0]
 
 
+def undetermined(row: Row) -> bool:
+    """Did nothing grok on either side? S is then the ratio of the horizons, and says nothing."""
+    return row["success_base"] == row["success_arm"] == 0
+
+
 def by(step: int | None, tau: float) -> bool:
     return step is not None and step <= tau
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from grokscale import stats
 from grokscale.answers.compare import seeded, speedups
-from grokscale.answers.sides import newest_plan, sweep_row
+from grokscale.answers.sides import newest_plan, sweep_row, undetermined
 from grokscale.errors import GrokscaleError
 from grokscale.stats import across as tasks
 from grokscale.store import Store
@@ -100,7 +100,7 @@ def _methods(store: Store, ids: Sequence[str]) -> list[dict[str, str]]:
 
 def _row(arm: str, ids: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     s = [row["s"] for row in rows]
-    bounds = ["neither" if row["success_base"] == row["success_arm"] == 0 else row["bound"] for row in rows]
+    bounds = ["neither" if undetermined(row) else row["bound"] for row in rows]
     found = tasks.over_tasks(s)
     p = None if found.lo is None else stats.sign_flip(np.log(s), seeded(f"{arm}/{'/'.join(ids)}"))
     return {

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 from matplotlib.ticker import FuncFormatter
 
+from grokscale.answers import undetermined
 from grokscale.report import text
 from grokscale.report.figures import PALETTE, STYLE, canvas, log_axis, look
-from grokscale.report.view import Row, SweepView, undetermined
+from grokscale.report.view import Row, SweepView
 from grokscale.report.words import ratio, short
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grokscale import stats
-from grokscale.report.view import NEVER, ArmView, SweepView, of_clock, undetermined
+from grokscale.answers import undetermined
+from grokscale.report.view import NEVER, ArmView, SweepView, of_clock
 from grokscale.report.words import WIDTH, factor, grid, number, plain
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from grokscale import stats
+from grokscale.answers import undetermined
 from grokscale.report import asked, maps
 from grokscale.report.beside import beside_table, delay_table, outcome_table, time_table
-from grokscale.report.view import Row, SweepView, best_trials, collect, of_clock, undetermined
+from grokscale.report.view import Row, SweepView, best_trials, collect, of_clock
 from grokscale.report.words import (
     WIDTH,
     bounded,

@@ -183,11 +183,6 @@ def outcome_by(row: Row, tau: float) -> str:
     return "memorised" if _by(row["fit_step"], tau) < NEVER else "unfitted"
 
 
-def undetermined(row: Row) -> bool:
-    """Did nothing grok on either side? S is then the ratio of the horizons, and says nothing."""
-    return row["success_base"] == 0 and row["success_arm"] == 0
-
-
 def of_clock(view: SweepView, clock: str) -> list[Row]:
     """The speed-ups on one clock, the greatest first."""
     return sorted((row for row in view.speedups if row["clock"] == clock), key=lambda r: (-r["s"], r["arm"]))
