@@ -69,16 +69,18 @@ def nearest(name: str, allowed: Iterable[str]) -> list[str]:
     return sorted(options, key=lambda option: -_likeness(wanted, option.lower()))
 
 
-def suggest(name: str, allowed: Iterable[str]) -> str:
+def suggest(name: str, allowed: Iterable[str], most: int | None = None) -> str:
     """The tail of an error message: "did you mean 'x'? allowed: x, y, z", nearest first.
 
     The question is left out where nothing is near enough to be what was meant.
+    most: how many to name, where there may be any number.
     """
     options = nearest(name, allowed)
     if not options:
         return "nothing is allowed here"
     question = f"did you mean '{options[0]}'? " if _likeness(name.lower(), options[0].lower()) >= 0.6 else ""
-    return f"{question}allowed: {', '.join(options)}"
+    more = f" and {len(options) - most} more" if most is not None and len(options) > most else ""
+    return f"{question}allowed: {', '.join(options[:most])}{more}"
 
 
 def _likeness(a: str, b: str) -> float:

@@ -307,5 +307,8 @@ def test_a_sweep_by_id_by_name_and_by_default(store: Store):
     assert store.find_sweep() == "other-cccc"
     with pytest.raises(InputError, match=r"no sweep 'quik'; did you mean 'quick'\?"):
         store.find_sweep("quik")
+    store.append("sweeps", [sweep(f"more-{i:04}", name=f"more{i}") for i in range(40)])
+    with pytest.raises(InputError, match=r"allowed: quick, [^,]+(, [^,]+){4} and 79 more; `grokscale list` has all$"):
+        store.find_sweep("quik")
 
 

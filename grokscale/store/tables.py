@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from grokscale.store.compact import Compacted
 
 GRACE = 3600.0  # s that merged-away files stay: longer than any one reading, and than network file systems cache
+NAMED = 6  # sweeps in a message about one that there is not
 CHECK_GRACE = 24 * 3600.0  # s; a pack's curves are written before its replicas, and by a slow machine
 
 
@@ -165,7 +166,8 @@ class Store:
         if not sweeps:
             raise InputError(f"{self.root}: no sweep in this store")
         names = [text for row in reversed(sweeps) for text in (row["name"], row["sweep_id"])]
-        raise InputError(f"{self.root}: no sweep '{name_or_id}'; {suggest(str(name_or_id), names)}")
+        there = suggest(str(name_or_id), names, NAMED)
+        raise InputError(f"{self.root}: no sweep '{name_or_id}'; {there}; `grokscale list` has all")
 
     def sql(self, query: str, *, memory: str = "1GB") -> pa.Table:
         """One read-only SQL query (DuckDB) over replicas, trials, curves, measures, speedups, sweeps, plans, timings,
