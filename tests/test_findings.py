@@ -29,7 +29,7 @@ PRINTED = re.compile(rf"{NUMBER},? \(?{NUMBER} to {NUMBER}")
 MANY = 14  # arms of a map: these are compared with its baseline alone
 ROUNDED = 0.51  # units of the last digit
 NOT_KEPT = {  # said there to be of a sweep whose rows are not here
-    "experiments/FINDINGS.md": ["9.3 (7.5 to 11.5", "6.2 (4.6 to 8.5"],
+    "experiments/FINDINGS.md": ["9.3 (7.5 to 11.5", "6.2 (4.6 to 8.5", "3.99 (3.46 to 4.61"],
     "README.md": [],
 }
 Interval = tuple[float, float, float]
