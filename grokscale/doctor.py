@@ -62,14 +62,14 @@ def examine() -> Iterator[Finding]:
 def _machine() -> Iterator[Finding]:
     import torch
 
+    from grokscale.parts import device_name
     from grokscale.train import compiler
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding(
         "CPU",
         None,
-        f"{cores} cores, {torch.get_num_threads()} threads by default, "
-        f"{torch.backends.cpu.get_cpu_capability()}",
+        f"{cores} cores, {torch.get_num_threads()} threads by default, {device_name('cpu')}",
     )
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield Finding("GPU", None, ", ".join(gpus) or "none visible to torch")

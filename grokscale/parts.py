@@ -107,10 +107,31 @@ def provenance(spec: TrialSpec, device: str, *, compiled: bool = False) -> dict[
 
 
 def device_name(device: str) -> str:
-    """The model of a device: the GPU's name, or cpu with the vector instructions that torch uses."""
+    """The model of a device: the GPU's name, or cpu with the vector instructions that torch uses and the processor.
+
+    Two processors with the same instructions round differently: a BLAS has kernels for each maker and family.
+    """
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu-{torch.backends.cpu.get_cpu_capability()}".lower()
+    return f"cpu-{torch.backends.cpu.get_cpu_capability()}-{processor()}".lower()
+
+
+PROCESSOR = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU part")  # of x86; of ARM
+
+
+@functools.cache
+def processor(described: Path = Path("/proc/cpuinfo")) -> str:
+    """Maker, family and model of this machine's processor by the kernel's numbers: "GenuineIntel-6-207".
+
+    described: what the kernel says of the first one, "name : value" to a line; where there is no such file, what
+    Python knows: "arm".  A name for sale will not do: virtual machines give one to many processors.
+    """
+    try:
+        lines = described.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        lines = []
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return "-".join(facts[name] for name in PROCESSOR if name in facts) or platform.processor() or platform.machine()
 
 
 @functools.cache

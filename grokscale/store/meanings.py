@@ -63,7 +63,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "method": "name of the method, or of the chain",
         "params_json": "knobs: JSON object",
         "spec_json": "the whole trial: JSON object",
-        "device": "device model",
+        "device": "the GPU's name; of a CPU its vector instructions, maker, family and model",
         "precision": "floating-point format",
         "torch": "version of torch",
         "threads": "intra-op threads",
@@ -138,7 +138,7 @@ MEANINGS: dict[str, dict[str, str]] = {
     },
     "timings": {
         "trial_id": _TRIAL["trial_id"],
-        "device": "device model",
+        "device": "the GPU's name; of a CPU its vector instructions, maker, family and model",
         "threads": "intra-op threads",
         "seconds_on": "seconds per step with the method acting",
         "seconds_off": "seconds per step without",
