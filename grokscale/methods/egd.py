@@ -53,7 +53,8 @@ def egd(form: str = "clamp", eps: Scalar = 1e-6, rtol: Scalar = 0.0, polar: str 
     """EGD: G = U S V^T -> U min(1, S / eps) V^T, that is U V^T wherever S >= eps.
 
     form: "clamp" (released code), or "pinv" (paper): U V^T over the singular values above rtol s_max, 0 along the
-    rest; ambiguity 9.  eps: of the clamp, singular values below it are damped instead of raised to 1.
+    rest; ambiguity 9.  eps: of the clamp, singular values below it are damped instead of raised to 1; a float32
+    gradient's rounding is raised too, which from 1e-3 upwards hardly shows in grok steps.
     rtol: of pinv; never below max(m, n) x machine epsilon of the gradient, which 0 stands for.
     polar: how: "svd"; "gram", eigenvectors of the smaller Gram matrix in float64, half the cost, right for singular
     values above 1e-8 of the largest; "newton-schulz", products alone, for the clamp of whole matrices; "auto", gram for
