@@ -83,7 +83,7 @@ def render(view: SweepView) -> str:
     blocks += search_blocks(view)
     lines = []
     for key, text in footer(view):
-        lines += textwrap.wrap(f"{key:<11}{text}", WIDTH, subsequent_indent=" " * 11)
+        lines += textwrap.wrap(f"{key:<11}{text}", WIDTH, subsequent_indent=" " * 11, break_on_hyphens=False)
     return "\n\n".join([*blocks, "\n".join(lines)]) + "\n"
 
 
